@@ -1,0 +1,172 @@
+"""Where digits come from: the course's files, MNIST, or scikit-learn's digits."""
+
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from data.files import DataError, load_tensors
+from data.labels import check_split
+
+NAMES = ("course", "mnist", "digits")
+SPLITS = ("train", "val", "test")
+COURSE_FILES = {
+    "loc": {"pictures": "localization_{}.pt"},
+    "det": {"pictures": "detection_{}.pt", "lists": "list_y_true_{}.pt"},
+}
+NO_INTERNET_AFTER = 4.0  # seconds to wait for MNIST's server before going on without it
+
+
+@dataclass(frozen=True)
+class Digits:
+    """28x28 digits that pictures are made from; no digit is in both parts."""
+
+    train: Tensor  # (N, 28, 28) uint8
+    train_classes: Tensor  # (N,) int64
+    test: Tensor
+    test_classes: Tensor
+
+
+def course_files(folder: Path, task: str) -> list[Path]:
+    """The course's files that a task needs: three for "loc", six for "det"."""
+    return [folder / name.format(split) for name in COURSE_FILES[task].values() for split in SPLITS]
+
+
+def course_is_there(folder: Path, task: str) -> bool:
+    """Whether the course's files for the task are in the folder. Raises DataError where only some of them are."""
+    files = course_files(folder, task)
+    missing = [path.name for path in files if not path.is_file()]
+    if missing and len(missing) < len(files):
+        raise DataError(
+            f"{folder}: {len(files) - len(missing)} of the course's {len(files)} files for this task are there, "
+            f"but not {', '.join(missing)}"
+        )
+    return not missing
+
+
+def load_course(folder: Path, task: str, split: str) -> tuple[Tensor, Tensor, list[list[Tensor]] | None]:
+    """One of the course's splits: pictures, labels, and for "det" the lists of boxes as they are in the file.
+
+    Raises DataError that names the file where it is missing, damaged, or not what `data/README.md` describes.
+    """
+    path = folder / COURSE_FILES[task]["pictures"].format(split)
+    stored = load_tensors(path, classes=[TensorDataset])
+    if isinstance(stored, TensorDataset):
+        tensors = getattr(stored, "tensors", ())
+        if len(tensors) != 2 or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise DataError(f"{path}: expected a TensorDataset of pictures and labels, found {len(tensors)} tensors")
+        pictures, labels = tensors
+    elif isinstance(stored, (list, tuple)):
+        pictures, labels = _stack_pairs(stored, path)
+    else:
+        raise DataError(f"{path}: expected a TensorDataset or a list of pairs, found {type(stored).__name__}")
+    check_split(pictures, labels, task, str(path))
+    lists = None
+    if "lists" in COURSE_FILES[task]:
+        path = folder / COURSE_FILES[task]["lists"].format(split)
+        lists = load_tensors(path)
+        if not isinstance(lists, list) or not all(isinstance(boxes, (list, Tensor)) for boxes in lists):
+            raise DataError(f"{path}: expected a list of lists of boxes, found {type(lists).__name__}")
+        if len(lists) != len(pictures):
+            raise DataError(f"{path}: {len(lists)} lists of boxes but {len(pictures)} pictures")
+    return pictures, labels, lists
+
+
+def _stack_pairs(pairs: list | tuple, path: Path) -> tuple[Tensor, Tensor]:
+    if not len(pairs):
+        raise DataError(f"{path}: empty, expected at least one picture")
+    for number, pair in enumerate(pairs):
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(x, Tensor) for x in pair)):
+            raise DataError(f"{path}: entry {number} is not a pair (picture, label) of tensors")
+    try:
+        return torch.stack([picture for picture, _ in pairs]), torch.stack([label for _, label in pairs])
+    except RuntimeError as error:
+        raise DataError(f"{path}: expected pictures, and labels, all of one shape, found several") from error
+
+
+def mnist_is_there(folder: Path) -> bool:
+    """Whether MNIST's raw files are in `folder/MNIST/raw`, downloading them if there is internet."""
+    from torchvision.datasets import MNIST
+
+    raw = folder / "MNIST" / "raw"
+    names = [Path(name).stem for name, _ in MNIST.resources]
+    there = [(raw / name).is_file() for name in names]
+    if all(there):
+        return True
+    if not _reachable(MNIST.mirrors):
+        return False
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NO_INTERNET_AFTER)  # torchvision sets none of its own and could wait for ever
+    try:
+        MNIST(str(folder), download=True)
+    except (RuntimeError, OSError):  # torchvision's word for "no mirror answered", and the network's
+        return False
+    finally:
+        socket.setdefaulttimeout(before)
+    return True
+
+
+def _reachable(addresses: list[str]) -> bool:
+    """Whether any of the servers takes a connection within NO_INTERNET_AFTER seconds, looking up its name included."""
+    connected = threading.Event()
+
+    def connect(address: str) -> None:
+        parts = urlparse(address)
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname, port), NO_INTERNET_AFTER).close()
+            connected.set()
+        except OSError:
+            pass
+
+    # A name's look-up cannot be given a time limit, but a thread can be left behind.
+    threads = [threading.Thread(target=connect, args=(address,), daemon=True) for address in addresses]
+    for thread in threads:
+        thread.start()
+    for _ in range(int(NO_INTERNET_AFTER / 0.1)):
+        if connected.wait(0.1) or not any(thread.is_alive() for thread in threads):
+            break
+    return connected.is_set()
+
+
+def load_mnist(folder: Path) -> Digits:
+    """MNIST (LeCun, Cortes and Burges): 60,000 and 10,000 digits, from the raw files in `folder/MNIST/raw`."""
+    from torchvision.datasets import MNIST
+
+    parts = []
+    for train, expected in ((True, 60_000), (False, 10_000)):
+        try:
+            part = MNIST(str(folder), train=train, download=False)
+        except Exception as error:  # torchvision raises RuntimeError, ValueError, AssertionError ... on damaged files
+            raise DataError(f"{folder / 'MNIST' / 'raw'}: missing or damaged MNIST files ({error})") from error
+        if tuple(part.data.shape) != (expected, 28, 28) or len(part.targets) != expected:
+            raise DataError(
+                f"{folder / 'MNIST' / 'raw'}: expected {expected} digits of 28x28, found {tuple(part.data.shape)} "
+                f"and {len(part.targets)} labels"
+            )
+        parts += [part.data, part.targets.long()]
+    return Digits(*parts)
+
+
+def load_digits() -> Digits:
+    """The 1,797 8x8 digits that scikit-learn carries, enlarged smoothly to 20x20 inside 28x28.
+
+    They are scikit-learn's copy of the test part of Alpaydin and Kaynak's "Optical Recognition of Handwritten
+    Digits" (UCI). Every seventh digit is for the test set.
+    """
+    from sklearn.datasets import load_digits as load
+
+    digits = load()
+    small = torch.from_numpy(digits.images.astype(np.float32)) / 16
+    large = F.interpolate(small[:, None], size=(20, 20), mode="bicubic", align_corners=False).clamp(0, 1)
+    pictures = F.pad(large, (4, 4, 4, 4))[:, 0].mul(255).round().byte()
+    classes = torch.from_numpy(digits.target).long()
+    test = torch.arange(len(classes)) % 7 == 3
+    return Digits(pictures[~test], classes[~test], pictures[test], classes[test])
