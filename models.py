@@ -17,7 +17,7 @@ def conv(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = Fal
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=padding)]
     if norm:
         layers.append(nn.BatchNorm2d(outputs))
-    return [*layers, nn.ReLU()]
+    return [*layers, nn.ReLU(inplace=True)]
 
 
 def pool() -> nn.Module:
@@ -27,7 +27,7 @@ def pool() -> nn.Module:
 
 def linear(inputs: int, outputs: int) -> list[nn.Module]:
     """Hidden fully connected layer with ReLU."""
-    return [nn.Linear(inputs, outputs), nn.ReLU()]
+    return [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
 
 
 class Network(nn.Module):
