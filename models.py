@@ -7,6 +7,7 @@ All take normalised pictures (N, 1, 48, 60). A localizer returns (N, 15) =
 The six networks follow the course's reference submission (INF265, project 2, spring 2024).
 """
 
+import torch
 from torch import Tensor, nn
 
 PICTURE = (1, 48, 60)  # channel, height, width
@@ -167,3 +168,26 @@ DETECTORS: tuple[type[Network], ...] = (SkreNet2, SimpleNet2, FloNet2)
 def count_parameters(network: nn.Module) -> int:
     """Number of trained weights and biases (batch norm's running statistics are not trained)."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def list_layers(network: Network) -> list[tuple[str, str, int]]:
+    """Each layer with weights, and each pooling, in order: (description, output size, parameters)."""
+    rows, pictures = [], torch.zeros(1, *PICTURE)
+    was_training = network.training
+    network.eval()  # batch norm has no statistics of a single empty picture
+    with torch.inference_mode():
+        for layer in network.layers:
+            pictures = layer(pictures)
+            size = "x".join(map(str, pictures.shape[1:]))
+            if isinstance(layer, nn.Conv2d):
+                rows.append(
+                    (f"convolution {layer.kernel_size[0]}x{layer.kernel_size[1]}", size, count_parameters(layer))
+                )
+            elif isinstance(layer, nn.Linear):
+                rows.append(("linear", size, count_parameters(layer)))
+            elif isinstance(layer, nn.BatchNorm2d):
+                rows.append(("batch norm", size, count_parameters(layer)))
+            elif isinstance(layer, nn.MaxPool2d):
+                rows.append(("max pooling 2x2", size, 0))
+    network.train(was_training)
+    return rows

@@ -10,7 +10,7 @@ import platform
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,12 @@ def runs_folder() -> Path:
     return Path(os.environ.get("RUNS_DIR") or "runs")
 
 
+def figures_folder(profile: Profile) -> Path:
+    """Where a profile's figures and results.json go: figures/ for the submission's own, and for the small profiles
+    a folder among the runs, so that trying the notebooks out never overwrites what was published."""
+    return Path("figures") if profile.published else runs_folder() / profile.name / "figures"
+
+
 # ---------------------------------------------------------------------------------------------- runs
 
 
@@ -157,10 +163,8 @@ def code_of(*pieces: type | Callable) -> str:
             continue
         tree = ast.parse(textwrap.dedent(inspect.getsource(piece)))
         for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                if ast.get_docstring(node) is not None:
-                    body[0] = ast.Pass()
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+                node.body[0] = ast.Pass()
         found[name] = ast.unparse(tree)
         module = sys.modules[piece.__module__]
         for node in ast.walk(tree):
@@ -284,10 +288,14 @@ def check_finite(losses: Tensor, model: nn.Module, epoch: int, first: int) -> No
     if wrong.any():
         step = int(wrong.nonzero()[0])
         terms = ", ".join(f"{name} {value:g}" for name, value in zip(utils.Loss._fields, losses[step], strict=True))
-        raise NonFiniteLoss(f"{type(model).__name__}, epoch {epoch}, step {first + step + 1}: loss is not finite: {terms}")
+        raise NonFiniteLoss(
+            f"{type(model).__name__}, epoch {epoch}, step {first + step + 1}: loss is not finite: {terms}"
+        )
 
 
-def build(network: type[nn.Module], settings: Settings, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+def build(
+    network: type[nn.Module], settings: Settings, device: torch.device
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The network with its initial weights, which follow from the seed alone, and its optimizer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -336,6 +344,57 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 1 << 30)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def overfit(
+    network: type[nn.Module],
+    pictures: Tensor,
+    labels: Tensor,
+    normal: utils.Normalizer,
+    task: str,
+    device: torch.device,
+    steps: int = 40,
+) -> list[float]:
+    """Sanity check: the loss before each of `steps` steps of Adam on one batch. It should come down to little."""
+    keep_freed_memory()
+    model, _ = build(network, Settings(), device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)  # gets there in fewer steps than plain SGD
+    batch, target = normal(pictures.to(device)).contiguous(memory_format=torch.channels_last), labels.to(device)
+    losses = []
+    for _ in range(steps):
+        loss = utils.combined_loss(model(batch), target, task).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+def summarize(
+    profile: Profile, splits: Splits, normal: utils.Normalizer, runs: Sequence[Run], best: Run, test: dict[str, float]
+) -> dict[str, Any]:
+    """What results.json holds of a task: how it was run, every network's scores in its best epoch, the test scores."""
+    return {
+        "profile": profile.name,
+        "source": splits.source,
+        "pictures": {name: len(getattr(splits, name)) for name in ("train", "val", "test")},
+        "settings": asdict(profile.settings),
+        "normalization": asdict(normal),
+        "versions": utils.versions(),
+        "networks": {
+            run.name: {
+                "parameters": sum(parameter.numel() for parameter in run.network().parameters()),
+                "best_epoch": run.best_epoch,
+                "epochs": len(run.history["seconds"]),
+                "seconds": round(sum(run.history["seconds"]), 1),
+                "train": run.train,
+                "val": run.val,
+            }
+            for run in runs
+        },
+        "selected": best.name,
+        "test": test,
+    }
 
 
 # ---------------------------------------------------------------------------------------------- progress

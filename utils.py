@@ -5,6 +5,7 @@
 cell is treated as a picture of its own.
 """
 
+import itertools
 import json
 import math
 import platform
@@ -83,7 +84,12 @@ def as_pictures(outputs: Tensor, labels: Tensor, task: str) -> tuple[Tensor, Ten
         fits = outputs.ndim == 2 and outputs.shape[1] == 15 and tuple(labels.shape) == (len(outputs), 6)
         wanted = "outputs (N, 15) and labels (N, 6)"
     else:
-        fits = tuple(outputs.shape[1:]) == (6, ROWS, COLUMNS) and tuple(labels.shape) == (len(outputs), ROWS, COLUMNS, 6)
+        fits = tuple(outputs.shape[1:]) == (6, ROWS, COLUMNS) and tuple(labels.shape) == (
+            len(outputs),
+            ROWS,
+            COLUMNS,
+            6,
+        )
         wanted = f"outputs (N, 6, {ROWS}, {COLUMNS}) and labels (N, {ROWS}, {COLUMNS}, 6)"
     if not fits:
         raise ValueError(f"task {task!r}: expected {wanted}, found {tuple(outputs.shape)} and {tuple(labels.shape)}")
@@ -209,6 +215,18 @@ def select_best(runs: Sequence[Any]) -> Any:
     return max(runs, key=lambda run: run.val["mean"])
 
 
+def diagnose(run: Any) -> str:
+    """What a run's curves say about under- and overfitting, in one line."""
+    train, val, losses = run.train["mean"], run.val["mean"], run.history["val_loss"]
+    epochs, lowest = len(losses), losses.index(min(losses)) + 1
+    said = f"{run.name}: mean {train:.4f} on training, {val:.4f} on validation pictures, gap {train - val:+.4f}; "
+    said += f"validation loss lowest in epoch {lowest} of {epochs}"
+    if lowest >= 0.9 * epochs:
+        return said + ": still falling, training longer would help."
+    rise = losses[-1] / losses[lowest - 1] - 1
+    return said + f", {rise:.0%} higher in the last: " + ("overfitting." if rise > 0.1 else "hardly any overfitting.")
+
+
 # ---------------------------------------------------------------------------------------------- decoding and mAP
 
 
@@ -268,4 +286,422 @@ def mean_average_precision(outputs: Tensor, labels: Tensor, task: str, threshold
     metric.warn_on_many_detections = False
     metric.update(decode(outputs.cpu(), task, threshold), true_boxes(labels.cpu(), task))
     found = metric.compute()
-    return {name: max(0.0, found[key].item()) for name, key in (("map", "map"), ("map50", "map_50"), ("map75", "map_75"))}
+    return {
+        name: max(0.0, found[key].item()) for name, key in (("map", "map"), ("map50", "map_50"), ("map75", "map_75"))
+    }
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on, and the device they were computed with."""
+    if torch.cuda.is_available():
+        device = f"one {torch.cuda.get_device_name()}"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "device": device,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
+    """Put a task's results into results.json in the folder; the other task's stay as they are."""
+    path = Path(folder) / "results.json"
+    everything = json.loads(path.read_text()) if path.exists() else {}
+    everything[task] = results
+    write_whole(path, lambda file: file.write((json.dumps(everything, indent=1, sort_keys=True) + "\n").encode()))
+
+
+# Published test figures, to set beside ours: [name, accuracy, IoU, mean]. They are of the course's own files, and the
+# reference's accuracy counts a missed digit as right. The reference is the course's submission with the networks of
+# models.py; the best of the others is, figure by figure, the best of fourteen public submissions.
+PUBLISHED = {
+    "loc": [
+        ("reference submission: SkreNet, 60 epochs", 0.926364, 0.726757, 0.82656),
+        ("best of fourteen public submissions, over pictures with a digit", 0.9353, 0.7127, 0.8168),
+    ],
+    "det": [
+        ("reference submission: SkreNet2, 60 epochs", 0.876732, 0.780962, 0.828847),
+        ("best of fourteen public submissions, over cells with a digit", 0.9672, 0.7715, 0.8684),
+    ],
+}
+
+
+def results_table(task: str, results: dict[str, Any] | None) -> str:
+    """A task's test scores beside the published ones, as a Markdown table; `results` as `training.summarize` gives."""
+    rows = []
+    if results is not None:
+        test, chosen = results["test"], results["networks"][results["selected"]]
+        about = f"{chosen['best_epoch']} of {chosen['epochs']} epochs, {results['pictures']['train']:,} pictures"
+        rows = [(f"**this run: {results['selected']}**, {about}", test["accuracy"], test["iou"], test["mean"])]
+        rows.append(
+            (
+                "the same, over pictures or cells with a digit; a miss as IoU 0",
+                test["digit_accuracy"],
+                test["iou_all"],
+                "",
+            )
+        )
+    header = ("test set", "detection & class accuracy", "box accuracy (IoU)", "mean accuracy")
+    return markdown_table(header, [*rows, *PUBLISHED[task]])
+
+
+def headline(results: dict[str, Any], task: str) -> str:
+    """The result in a few lines of Markdown: the table, and how large a run it comes from."""
+    source = {
+        "course": "the course's files",
+        "mnist": "pictures made from MNIST",
+        "digits": "pictures made from scikit-learn's digits",
+    }
+    said = f"Profile `{results['profile']}` on {source[results['source']]}, {results['versions']['device']}."
+    if results["profile"] != "full":
+        said += (
+            " **This is not the full run** of 60 epochs over all pictures, with which the published figures compare."
+        )
+    return f"{results_table(task, results)}\n\n{said}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown: texts to the left, numbers to the right, fractions with four decimals."""
+
+    def cell(value: Any) -> str:
+        return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+    sides = ["---:" if rows and isinstance(value, (int, float)) else "---" for value in (rows[0] if rows else header)]
+    lines = [header, sides, *([cell(value) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------- plotting
+
+TRUE, PREDICTED = "#ff4d4d", "#2e9bff"  # red and blue, both readable on grey noise
+TRAINING, VALIDATION = "tab:orange", "tab:purple"
+
+
+def set_style() -> None:
+    """Fonts that stay readable when a figure is shown at half its size."""
+    plt.rcParams.update(
+        {
+            "font.size": 14,
+            "axes.titlesize": 15,
+            "axes.labelsize": 14,
+            "legend.fontsize": 13,
+            "figure.titlesize": 17,
+            "figure.dpi": 72,  # what a notebook stores; files are written with more
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 2.2,
+        }
+    )
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
+    """Write a figure to `folder/name.png`, and return it for the notebook to show."""
+    write_whole(
+        Path(folder) / f"{name}.png",
+        lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None}),
+    )
+    plt.close(figure)  # else the notebook would show it twice
+    return figure
+
+
+def pick_examples(labels: Tensor, task: str, per_class: int) -> Tensor:
+    """Indices of the first `per_class` pictures that show each class, class by class, and then of those that are
+    empty, if any; a picture is picked once."""
+    rows = labels.reshape(len(labels), -1, 6)
+    shown = torch.where(rows[..., 0] > 0, rows[..., 5], -1)  # (N, cells)
+    picked: list[int] = []
+    for category in shown[shown >= 0].unique().tolist():
+        having = (shown == category).any(1).nonzero()[:, 0].tolist()
+        picked += [number for number in having if number not in picked][:per_class]
+    picked += (rows[..., 0] == 0).all(1).nonzero()[:per_class, 0].tolist()
+    return torch.tensor(picked)
+
+
+def pick_failures(matches: Matches, count: int) -> Tensor:
+    """Localization: indices of the worst pictures, in turn a missed digit, a false alarm, a wrong class, and the
+    found digit with the lowest IoU, as many of each as there are."""
+    hit = matches.digit & matches.found
+    poorest = torch.where(hit, matches.iou, 2.0).argsort()[: int(hit.sum())]
+    kinds = [
+        (matches.digit & ~matches.found).nonzero()[:, 0],
+        (matches.found & ~matches.digit).nonzero()[:, 0],
+        (hit & (matches.category != matches.true_category)).nonzero()[:, 0],
+        poorest,
+    ]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(kind[:count].tolist() for kind in kinds)))
+    return torch.tensor(list(dict.fromkeys(number for number in turns if number is not None))[:count], dtype=torch.long)
+
+
+def _show_picture(axes: plt.Axes, picture: Tensor) -> None:
+    axes.imshow(as_floats(picture)[0], cmap="gray", vmin=0, vmax=1, extent=(0, WIDTH, HEIGHT, 0))
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool) -> None:
+    left, top, right, bottom = box.tolist()
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2.2))
+    fits_above, fits_below = top > 9, bottom < HEIGHT - 9
+    under = (below and fits_below) or not (below or fits_above)
+    place = {"y": bottom + 0.5, "va": "top"} if under else {"y": max(top - 0.5, 8), "va": "bottom"}
+    side = {"x": right, "ha": "right"} if below else {"x": left, "ha": "left"}
+    axes.text(
+        s=text, color="white", fontsize=12, weight="bold", **place, **side,
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2, "alpha": 0.85},
+    )  # fmt: skip
+
+
+def draw_boxes(
+    pictures: Tensor, labels: Tensor, task: str, outputs: Tensor | None = None, columns: int = 6, title: str = ""
+) -> Figure:
+    """Pictures with their true boxes and classes in red and, if outputs are given, the predicted ones in blue.
+
+    pictures (N, 1, 48, 60), labels and outputs as everywhere. Above each picture stands the IoU, or what is wrong.
+    """
+    labels = labels.cpu()
+    truth = true_boxes(labels, task)
+    guesses = decode(outputs.cpu().float(), task) if outputs is not None else [None] * len(pictures)
+    notes = _notes(outputs.cpu().float(), labels, task) if outputs is not None else None
+    rows = math.ceil(len(pictures) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(14, 14 / columns * 0.92 * rows + 0.9), squeeze=False)
+    for axis in axes.flat[len(pictures) :]:
+        axis.axis("off")
+    for number, axis in enumerate(axes.flat[: len(pictures)]):
+        _show_picture(axis, pictures[number])
+        for box, category in zip(*truth[number].values(), strict=True):
+            _draw_box(axis, box, str(category.item()), TRUE, below=False)
+        if guesses[number] is not None:
+            for box, category in zip(guesses[number]["boxes"], guesses[number]["labels"], strict=True):
+                _draw_box(axis, box, str(category.item()), PREDICTED, below=True)
+        if notes is not None:
+            axis.set_title(notes[number], fontsize=13)
+        elif not len(truth[number]["labels"]):
+            axis.set_title("no digit", fontsize=13)
+    handles = [Rectangle((0, 0), 1, 1, color=TRUE, label="true")]
+    if outputs is not None:
+        handles.append(Rectangle((0, 0), 1, 1, color=PREDICTED, label="predicted"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _notes(outputs: Tensor, labels: Tensor, task: str) -> list[str]:
+    """For each picture what came of it, in two or three words."""
+    matches = match(outputs, labels, task)
+    per_picture = [values.reshape(len(labels), -1) for values in matches]
+    notes = []
+    for digit, found, category, true_category, iou in zip(*per_picture, strict=True):
+        wrong = (digit & found & (category != true_category)).sum()
+        parts = [
+            f"{count} {what}" if task == "det" else what
+            for count, what in (
+                ((digit & ~found).sum(), "missed"),
+                ((found & ~digit).sum(), "false alarm"),
+                (wrong, "wrong class"),
+            )
+            if count
+        ]
+        hit = digit & found
+        if hit.any():
+            parts.append(f"IoU {iou[hit].mean():.2f}")
+        notes.append(", ".join(parts) or "none, right")
+    return notes
+
+
+def plot_history(run: Any) -> Figure:
+    """One network's run: loss, and accuracy and IoU, training and validation, with the best epoch marked."""
+    history = run.history
+    epochs = range(1, len(history["val_mean"]) + 1)
+    figure, axes = plt.subplots(1, 4, figsize=(18, 4.6))
+    panels = (
+        ("loss", "loss"),
+        ("accuracy", "detection & class accuracy"),
+        ("iou", "box accuracy (IoU)"),
+        ("mean", "mean"),
+    )
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        for part, label, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
+            axis.plot(epochs, history[f"{part}_{name}"], color=colour, label=label, marker="o", markersize=3)
+        axis.axvline(run.best_epoch, color="grey", linestyle=":", label=f"best epoch, {run.best_epoch}")
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if name != "loss":
+            axis.set_ylim(0, 1)
+    axes[0].legend(frameon=False)
+    figure.suptitle(run.name)
+    return figure
+
+
+def plot_comparison(runs: Sequence[Any]) -> Figure:
+    """Validation accuracy, IoU and mean of several runs over each other."""
+    figure, axes = plt.subplots(1, 3, figsize=(18, 5.2), sharey=True)
+    panels = (("accuracy", "detection & class accuracy"), ("iou", "box accuracy (IoU)"), ("mean", "mean accuracy"))
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        for number, run in enumerate(runs):
+            values = run.history[f"val_{name}"]
+            axis.plot(range(1, len(values) + 1), values, color=f"C{number}", label=run.name, marker="o", markersize=3)
+            axis.plot(run.best_epoch, values[run.best_epoch - 1], "*", color=f"C{number}", markersize=17)
+        axis.set(title=title, xlabel="epoch", ylim=(0, 1))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("on validation pictures")
+    axes[2].legend(frameon=False, loc="lower right")
+    figure.suptitle("Networks compared on the validation pictures (star: best epoch)")
+    return figure
+
+
+def plot_labels(splits: Any) -> Figure:
+    """Classes in the three splits; sizes and centres of the training boxes, in pixels."""
+    check_task(splits.task)
+    digits = {}
+    for name in ("train", "val", "test"):
+        found = true_boxes(getattr(splits, name).labels, splits.task)
+        boxes, classes = (torch.cat([each[key] for each in found]) for key in ("boxes", "labels"))
+        empty = sum(not len(each["labels"]) for each in found)
+        digits[name] = boxes, classes, empty
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(18, 5.2), width_ratios=(1.25, 1, 1.1))
+    names = sorted(set(digits["train"][1].tolist()))
+    for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
+        _, classes, empty = digits[name]
+        counts = [(classes == category).sum().item() for category in names] + [empty]
+        shares = np.array(counts) / sum(counts)
+        left.bar(np.arange(len(shares)) + (number - 1) * 0.27, shares, 0.27, label=label)
+    left.set_xticks(range(len(names) + 1), [*map(str, names), "none"])
+    left.set(title="classes", xlabel="digit", ylabel="share of the split")
+    left.legend(frameon=False, loc="lower center")
+    boxes = digits["train"][0]
+    size = boxes[:, 2:] - boxes[:, :2]
+    bins = np.arange(0, 45) - 0.5
+    for side, label in ((0, "width"), (1, "height")):
+        middle.hist(size[:, side].round(), bins, alpha=0.6, label=f"{label}, mean {size[:, side].mean():.1f}")
+    middle.set(title="box sizes, training", xlabel="pixels", ylabel="boxes")
+    middle.legend(frameon=False)
+    x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2).unbind(1)
+    image = right.hist2d(x.numpy(), y.numpy(), bins=(30, 24), range=((0, WIDTH), (0, HEIGHT)), cmap="magma")[3]
+    right.invert_yaxis()
+    right.set(title="box centres, training", xlabel="x in pixels", ylabel="y in pixels", aspect="equal")
+    figure.colorbar(image, ax=right, label="boxes", shrink=0.75)
+    return figure
+
+
+def plot_pixels(splits: Any, normal: Normalizer) -> Figure:
+    """Distribution of pixel values in the three splits, before and after normalization."""
+    figure, axes = plt.subplots(1, 2, figsize=(14, 4.4))
+    for name, label in (("train", "training"), ("val", "validation"), ("test", "test")):
+        pictures = getattr(splits, name).pictures[:4096]
+        axes[0].hist(as_floats(pictures).flatten(), 64, (0, 1), histtype="step", density=True, label=label, lw=2)
+        axes[1].hist(normal(pictures).flatten(), 64, histtype="step", density=True, label=label, lw=2)
+    axes[0].set(title="as they are", xlabel="pixel value", ylabel="density")
+    axes[1].set(title="normalised", xlabel="(pixel value − mean) / standard deviation", ylabel="density")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def confusion(matches: Matches, classes: int) -> Tensor:
+    """(classes + 1, classes + 1) counts, true by predicted; the last row and column stand for "no digit"."""
+    true = torch.where(matches.digit, matches.true_category, classes)
+    predicted = torch.where(matches.found, matches.category, classes)
+    return torch.bincount(true * (classes + 1) + predicted, minlength=(classes + 1) ** 2).reshape(classes + 1, -1)
+
+
+def plot_confusion(matrix: Tensor, title: str) -> Figure:
+    """A confusion matrix with its counts; colours are shares of the row."""
+    names = [*map(str, range(len(matrix) - 1)), "none"]
+    figure, axis = plt.subplots(figsize=(9.5, 8.4))
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix.numpy()):
+        colour = "white" if shares[row, column] > 0.5 else "black" if count else "#bbbbbb"
+        axis.text(column, row, f"{count}", ha="center", va="center", fontsize=12, color=colour)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def describe_confusion(matrix: Tensor) -> str:
+    """The commonest mistakes of a confusion matrix, in a few lines."""
+    classes = len(matrix) - 1
+    wrong = matrix.clone().fill_diagonal_(0)
+    lines = [
+        f"missed digits: {int(wrong[:classes, classes].sum()):,} of {int(matrix[:classes].sum()):,}; "
+        f"false alarms: {int(wrong[classes, :classes].sum()):,} of {int(matrix[classes].sum()):,} without a digit"
+    ]
+    named = wrong[:classes, :classes]
+    for place in named.flatten().argsort(descending=True, stable=True)[:3].tolist():
+        true, predicted = divmod(place, classes)
+        if named[true, predicted]:
+            lines.append(
+                f"{true} taken for {predicted}: {int(named[true, predicted]):,} of {int(matrix[true].sum()):,}"
+            )
+    return "\n".join(lines)
+
+
+def per_class(matches: Matches, classes: int) -> list[dict[str, Any]]:
+    """For each class, and for "none": how many, accuracy, share found, and mean IoU of those found."""
+    rows = []
+    for category in [*range(classes), None]:
+        mine = ~matches.digit if category is None else matches.true_category == category
+        hit = mine & matches.found & matches.digit
+        rows.append(
+            {
+                "class": "none" if category is None else str(category),
+                "count": int(mine.sum()),
+                "accuracy": (matches.right & mine).sum().item() / max(1, int(mine.sum())),
+                "found": (matches.found & mine).sum().item() / max(1, int(mine.sum())),
+                "iou": matches.iou[hit].mean().item() if hit.any() else None,
+            }
+        )
+    return rows
+
+
+def plot_per_class(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Accuracy and IoU of every class, as `per_class` gives them."""
+    figure, axis = plt.subplots(figsize=(14, 4.8))
+    place = np.arange(len(rows))
+    for shift, key, label in ((-0.2, "accuracy", "detection & class accuracy"), (0.2, "iou", "IoU, where found")):
+        values = [row[key] or 0.0 for row in rows]
+        bars = axis.bar(place + shift, values, 0.38, label=label)
+        axis.bar_label(bars, [f"{row[key]:.2f}" if row[key] is not None else "" for row in rows], fontsize=12)
+    axis.set_xticks(place, [row["class"] for row in rows])
+    axis.set(title=title, xlabel="class", ylim=(0, 1.1))
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def plot_by_size(matches: Matches, labels: Tensor, task: str) -> Figure:
+    """Share of digits found and IoU of those found, against the true box's size (square root of its area)."""
+    size = torch.where(matches.digit, _box_sizes(labels, task), 0.0)
+    edges = np.arange(6, 36, 3)
+    middles, found, iou, spread = [], [], [], []
+    for low, high in itertools.pairwise(edges):
+        mine = matches.digit & (size >= low) & (size < high)
+        hit = mine & matches.found
+        if hit.sum() < 2:  # too few for a mean
+            continue
+        middles.append((low + high) / 2)
+        found.append((hit.sum() / mine.sum()).item())
+        iou.append(matches.iou[hit].mean().item())
+        spread.append(matches.iou[hit].quantile(torch.tensor((0.25, 0.75))).tolist())
+    figure, axis = plt.subplots(figsize=(10, 5))
+    axis.plot(middles, found, "s--", color="tab:green", label="share found")
+    axis.plot(middles, iou, "o-", color=PREDICTED, label="IoU of those found: mean")
+    if spread:
+        axis.fill_between(middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="middle half")
+    axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels", ylim=(0, 1.02))
+    axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _box_sizes(labels: Tensor, task: str) -> Tensor:
+    """Square root of the area of every row's box, in pixels, (M,)."""
+    rows = labels.reshape(-1, 6)
+    cell = (WIDTH / COLUMNS) * (HEIGHT / ROWS) if task == "det" else WIDTH * HEIGHT
+    return (rows[:, 3] * rows[:, 4] * cell).clamp(min=0).sqrt()

@@ -109,7 +109,9 @@ def _load_course(folder: Path, task: str, sizes: tuple[int, ...]) -> Splits:
             grid = labels.lists_to_grid(lists, str(path)).float()
             labels.check_labels(grid, task, str(path))
             if not same_digits(grid, targets):
-                raise DataError(f"{path}: not the same digits as in {sources.COURSE_FILES[task]['pictures']}".format(name))
+                raise DataError(
+                    f"{path}: not the same digits as in {sources.COURSE_FILES[task]['pictures']}".format(name)
+                )
         splits.append(Split(pictures, targets, lists).head(size))
     return Splits(*splits, task, "course")
 

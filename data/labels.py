@@ -43,9 +43,7 @@ def check_pictures(pictures: Tensor, where: str) -> None:
     if len(pictures.shape) > 0 and len(pictures) == 0:
         raise DataError(f"{where}: empty, expected at least one picture")
     if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (1, HEIGHT, WIDTH):
-        raise DataError(
-            f"{where}: expected pictures of shape (N, 1, {HEIGHT}, {WIDTH}), found {tuple(pictures.shape)}"
-        )
+        raise DataError(f"{where}: expected pictures of shape (N, 1, {HEIGHT}, {WIDTH}), found {tuple(pictures.shape)}")
     if pictures.dtype not in (torch.uint8, torch.float32):
         raise DataError(f"{where}: expected pictures in float32 or uint8, found {pictures.dtype}")
     if pictures.dtype == torch.float32:

@@ -1,0 +1,34 @@
+# make run    installs what is needed into .venv and runs the notebooks
+# make test   installs what is needed into .venv and runs the tests
+# make bench  measures training speed
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test bench store
+
+run: $(VENV)/installed
+	@$(BIN)/python scripts/run.py
+
+# Tests use scikit-learn's digits and a folder of their own: they need no download, and take no finished run for theirs.
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+	PROFILE=smoke DATA_SOURCE=digits RUNS_DIR=$$(mktemp -d) \
+		$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider *.ipynb
+
+bench: $(VENV)/installed
+	@$(BIN)/python scripts/bench.py
+
+# Runs the notebooks and keeps their outputs in them: what is published. PROFILE=full on a GPU, PROFILE=long without.
+store: $(VENV)/installed
+	@$(BIN)/python scripts/run.py --store
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'
+	@echo "Installing into $(VENV): once, some minutes, about 6 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@

@@ -1,0 +1,112 @@
+"""Runs the notebooks from top to bottom with a live progress line, and prints the results.
+
+python scripts/run.py            executed copies and HTML go under the runs folder
+python scripts/run.py --store    the notebooks themselves get the outputs, to be published
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from traitlets.config import Config
+
+HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))
+os.chdir(HOME)
+
+import training  # noqa: E402  (found only once the project's folder is on the path)
+import utils  # noqa: E402
+from data.files import write_whole  # noqa: E402
+
+NOTEBOOKS = {"loc": "localization.ipynb"}
+
+
+class LiveClient(NotebookClient):
+    """Executes a notebook and shows in the terminal which part of it runs and how training goes."""
+
+    headings: dict[int, str]
+    live = sys.stdout.isatty()
+
+    def show(self, text: str) -> None:
+        """Rewrite the live line; where there is no terminal, print only what is worth a line of its own."""
+        if self.live:
+            print(f"\r\x1b[K{text[: os.get_terminal_size().columns - 1]}", end="", flush=True)
+
+    def process_message(self, msg, cell, cell_index):
+        """Pass a kernel's message on to nbclient, and show what it says of the progress."""
+        if msg["msg_type"] == "update_display_data":
+            text = msg["content"]["data"].get("text/plain", "")
+            if "\n" not in text and not text.startswith("<"):
+                self.show(text)
+        return super().process_message(msg, cell, cell_index)
+
+
+def execute(path: Path, store: bool, folder: Path) -> Path:
+    """Run one notebook; write the executed copy and its HTML into the folder, also where a cell fails."""
+    notebook = nbformat.read(path, as_version=4)
+    began = time.perf_counter()
+    local = Config({"KernelManager": {"transport": "ipc"}})  # over TCP the kernel warns that it is not encrypted
+    client = LiveClient(notebook, timeout=None, kernel_name="python3", record_timing=False, config=local)
+    client.resources = {"metadata": {"path": str(HOME)}}
+    heading = {}
+    for number, cell in enumerate(notebook.cells):
+        titles = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
+        heading[number] = titles[-1] if cell.cell_type == "markdown" and titles else heading.get(number - 1, "")
+    last = [""]
+
+    def started(cell, cell_index):
+        if heading[cell_index] != last[0]:
+            last[0] = heading[cell_index]
+            if not client.live:
+                print(f"{path.name}: {last[0]} ({time.perf_counter() - began:.0f} s)", flush=True)
+        client.show(f"{path.name}: {last[0]}")
+
+    client.on_cell_start = started
+    copy = folder / path.name
+    try:
+        client.execute()
+    finally:
+        client.show("")
+        text = nbformat.writes(notebook) + "\n"
+        write_whole(copy, lambda file: file.write(text.encode()))
+        html, _ = HTMLExporter().from_notebook_node(notebook)
+        write_whole(copy.with_suffix(".html"), lambda file: file.write(html.encode()))
+    if store:
+        write_whole(path, lambda file: file.write(text.encode()))
+    print(f"{path.name}: done in {time.perf_counter() - began:.0f} s")
+    return copy
+
+
+def main() -> int:
+    """Run all notebooks; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", action="store_true", help="write the outputs into the notebooks themselves")
+    store = parser.parse_args().store
+    profile = training.choose_profile()
+    folder = training.runs_folder() / profile.name
+    print(f"profile {profile.name}: {profile.about}", flush=True)
+    copies = []
+    for name in NOTEBOOKS.values():
+        try:
+            copies.append(execute(HOME / name, store, folder))
+        except CellExecutionError as error:
+            print(f"{name} failed; what it did until then is in {folder / name}\n{error}", file=sys.stderr)
+            return 1
+    figures = training.figures_folder(profile)
+    results = json.loads((figures / "results.json").read_text())
+    for task in NOTEBOOKS:
+        print(f"\n{task}\n{utils.results_table(task, results[task])}")
+    print("\nExecuted notebooks, also as HTML:", *copies, sep="\n  ")
+    print(f"Figures and results.json: {figures}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
