@@ -15,6 +15,7 @@ run: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check --line-length 100 *.ipynb
 	$(BIN)/pytest
 	PROFILE=smoke DATA_SOURCE=digits RUNS_DIR=$$(mktemp -d) \
 		$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider *.ipynb

@@ -574,14 +574,16 @@ def plot_labels(splits: Any) -> Figure:
         left.bar(np.arange(len(shares)) + (number - 1) * 0.27, shares, 0.27, label=label)
     left.set_xticks(range(len(names) + 1), [*map(str, names), "none"])
     left.set(title="classes", xlabel="digit", ylabel="share of the split")
-    left.legend(frameon=False, loc="lower center")
+    left.set_ylim(0, left.get_ylim()[1] * 1.18)  # room for the legend
+    left.legend(frameon=False, loc="upper center", ncols=3, columnspacing=1, handlelength=1)
     boxes = digits["train"][0]
     size = boxes[:, 2:] - boxes[:, :2]
     bins = np.arange(0, 45) - 0.5
     for side, label in ((0, "width"), (1, "height")):
         middle.hist(size[:, side].round(), bins, alpha=0.6, label=f"{label}, mean {size[:, side].mean():.1f}")
     middle.set(title="box sizes, training", xlabel="pixels", ylabel="boxes")
-    middle.legend(frameon=False)
+    middle.set_ylim(0, middle.get_ylim()[1] * 1.25)
+    middle.legend(frameon=False, loc="upper right")
     x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2).unbind(1)
     image = right.hist2d(x.numpy(), y.numpy(), bins=(30, 24), range=((0, WIDTH), (0, HEIGHT)), cmap="magma")[3]
     right.invert_yaxis()

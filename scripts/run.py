@@ -84,6 +84,20 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
     return copy
 
 
+def update_readme(path: Path, results: dict) -> None:
+    """Write the results tables between the README's two markers."""
+    text = path.read_text()
+    start, end = "<!-- results: written by `make store` -->\n", "<!-- end of results -->"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    tables = "\n\n".join(
+        f"**{name.removesuffix('.ipynb').capitalize()}**\n\n{utils.headline(results[task], task)}"
+        for task, name in NOTEBOOKS.items()
+        if task in results
+    )
+    write_whole(path, lambda file: file.write(f"{before}{start}\n{tables}\n\n{end}{after}".encode()))
+
+
 def main() -> int:
     """Run all notebooks; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,6 +117,8 @@ def main() -> int:
     results = json.loads((figures / "results.json").read_text())
     for task in NOTEBOOKS:
         print(f"\n{task}\n{utils.results_table(task, results[task])}")
+    if store:
+        update_readme(HOME / "README.md", results)
     print("\nExecuted notebooks, also as HTML:", *copies, sep="\n  ")
     print(f"Figures and results.json: {figures}")
     return 0

@@ -62,7 +62,9 @@ def test_unknown_task_is_refused(task):
         check_labels(loc_labels(), task, WHERE)
 
 
-@pytest.mark.parametrize("shape", [(3, 48, 60), (3, 1, 60, 48), (3, 3, 48, 60), (1, 48, 60), (48, 60), (), (3, 1, 2, 3, 4)])
+@pytest.mark.parametrize(
+    "shape", [(3, 48, 60), (3, 1, 60, 48), (3, 3, 48, 60), (1, 48, 60), (48, 60), (), (3, 1, 2, 3, 4)]
+)
 def test_pictures_of_wrong_shape(shape):
     with pytest.raises(DataError, match=r"^the file: expected pictures of shape \(N, 1, 48, 60\), found"):
         check_pictures(torch.zeros(shape), WHERE)

@@ -71,3 +71,13 @@ def test_pictures_of_another_shape_are_refused(network, shape):
         built(torch.zeros(shape, device="meta"))
     assert network.__name__ in str(refusal.value)
     assert str(shape) in str(refusal.value)
+
+
+@pytest.mark.parametrize("network", PARAMETERS, ids=NAMES)
+def test_the_list_of_layers_is_complete(network):
+    built = network()
+    layers = models.list_layers(built)
+    assert sum(parameters for _, _, parameters in layers) == PARAMETERS[network]
+    assert layers[0][:2] == ("convolution 3x3", f"{built.layers[0].out_channels}x48x60")
+    assert layers[-1][1] == ("15" if network in models.LOCALIZERS else "6x2x3")
+    assert built.training

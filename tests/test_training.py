@@ -1,0 +1,751 @@
+"""Training: the same twice, continued as if never interrupted, and never mistaken for another run."""
+
+import functools
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import data
+import models
+import training
+import utils
+from data.files import load_tensors
+from training import NonFiniteLoss, Settings
+
+SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7)
+SCORES = ("loss", "loss_pc", "loss_box", "loss_class", "accuracy", "iou", "digit_accuracy", "iou_all", "mean")
+CPU = torch.device("cpu")
+
+
+class Tiny(nn.Module):
+    """A localizer that trains in no time. `fault` spoils its outputs, see `fail_at`."""
+
+    fault = None
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))
+
+    def forward(self, pictures):
+        outputs = self.layers(pictures)
+        return outputs if self.fault is None or not self.training else self.fault(outputs)
+
+
+class Tiny2(nn.Module):
+    """The same for detection, with batch norm, whose running statistics belong to the state as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.AvgPool2d(8), nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        self.last = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, pictures):
+        return self.last(self.layers(pictures))
+
+
+TINY = {"loc": Tiny, "det": Tiny2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Batches this small gain nothing from threads, and lose much to them where the processor is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """Bit for bit holds for a CPU."""
+    monkeypatch.setattr(training, "choose_device", lambda: CPU)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Splits of both tasks, each with its normalizer."""
+    folder = tmp_path_factory.mktemp("data")
+    splits = {
+        "loc": data.load("loc", "digits", sizes=(72, 40, 8), folder=folder),
+        "det": data.load("det", "digits", sizes=(40, 24, 8), folder=folder),
+    }
+    return {task: (each, utils.Normalizer.fit(each.train.pictures)) for task, each in splits.items()}
+
+
+def fit(sets, runs, task="loc", settings=SHORT, network=None):
+    splits, normal = sets[task]
+    return training.fit(network or TINY[task], splits, normal, task, settings, runs)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sets, tmp_path_factory):
+    """A run of each task that nothing happened to."""
+    return {task: fit(sets, tmp_path_factory.mktemp("undisturbed"), task) for task in TINY}
+
+
+def without_seconds(history):
+    return {name: values for name, values in history.items() if name != "seconds"}
+
+
+def assert_same_run(run, other):
+    assert without_seconds(run.history) == without_seconds(other.history)
+    assert run.best_epoch == other.best_epoch
+    weights, expected = run.best().state_dict(), other.best().state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def in_train_epoch(monkeypatch, before=None, after=None):
+    """Call `before` at the beginning and `after` at the end of every epoch's training, with the epoch's number.
+
+    `functools.wraps` keeps the function's source what it was: the code is part of what a run is recognized by."""
+    original = training.train_epoch
+
+    @functools.wraps(original)
+    def wrapped(model, optimizer, pictures, labels, normal, task, settings, epoch, step_done):
+        if before is not None:
+            before(epoch)
+        outputs = original(model, optimizer, pictures, labels, normal, task, settings, epoch, step_done)
+        if after is not None:
+            after(epoch)
+        return outputs
+
+    monkeypatch.setattr(training, "train_epoch", wrapped)
+
+
+def never(epoch):
+    pytest.fail(f"epoch {epoch} is trained again")
+
+
+def interrupt_at(number):
+    def interrupt(epoch):
+        if epoch == number:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+# ---------------------------------------------------------------------------------------------- the same twice
+
+
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_the_same_seed_gives_the_same_run(sets, undisturbed, tmp_path, task):
+    torch.manual_seed(123)  # what was drawn before does not matter
+    run = fit(sets, tmp_path, task)
+    assert run.how == undisturbed[task].how == "trained"
+    assert_same_run(run, undisturbed[task])
+
+
+def test_another_seed_gives_another_run(sets, undisturbed, tmp_path):
+    run = fit(sets, tmp_path, settings=replace(SHORT, seed=8))
+    assert run.history["train_loss"] != undisturbed["loc"].history["train_loss"]
+
+
+def test_training_draws_nothing_from_the_global_generator(sets, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(sets, tmp_path, settings=replace(SHORT, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------------------------------------- load and continue
+
+
+def test_a_finished_run_is_loaded(sets, tmp_path, monkeypatch):
+    first = fit(sets, tmp_path)
+    in_train_epoch(monkeypatch, before=never)
+    second = fit(sets, tmp_path)
+    assert second.how == "loaded"
+    assert second.folder == first.folder
+    assert second.history == first.history  # "seconds" too
+    assert_same_run(second, first)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("epoch", [1, 2, 4])
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_an_interrupted_run_is_continued(sets, undisturbed, tmp_path, task, epoch, when):
+    """Interrupted before an epoch, or at its end, when the weights have changed but nothing is saved."""
+    with pytest.MonkeyPatch.context() as patch:
+        in_train_epoch(patch, **{when: interrupt_at(epoch)})
+        with pytest.raises(KeyboardInterrupt):
+            fit(sets, tmp_path, task)
+    run = fit(sets, tmp_path, task)
+    assert run.how == (f"continued after epoch {epoch - 1}" if epoch > 1 else "trained")
+    assert_same_run(run, undisturbed[task])
+
+
+def test_only_the_missing_epochs_are_trained(sets, tmp_path):
+    trained = []
+    with pytest.MonkeyPatch.context() as patch:
+        in_train_epoch(patch, before=interrupt_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            fit(sets, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        in_train_epoch(patch, before=trained.append)
+        fit(sets, tmp_path)
+    assert trained == [3, 4]
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        del content[len(content) // 2 :]
+    elif how == "empty":
+        content.clear()
+    else:  # a bit in the middle of the weights, which leaves a file that can be read
+        weights = next(iter(torch.load(path, weights_only=True)["network"].values()))
+        content[content.index(weights.contiguous().numpy().tobytes()) + 2] ^= 0x40
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["last", "best"])
+@pytest.mark.parametrize("how", ["truncated", "flipped", "empty"])
+def test_a_damaged_file_means_starting_anew(sets, undisturbed, tmp_path, capsys, how, file):
+    first = fit(sets, tmp_path)
+    path = first.folder / "last.pt" if file == "last" else training.best_file(first.folder, first.best_epoch)
+    damage(path, how)
+    capsys.readouterr()
+    run = fit(sets, tmp_path)
+    said = capsys.readouterr().out
+    assert run.how == "trained"
+    assert "Tiny" in said
+    assert "anew" in said
+    assert path.name in said
+    assert_same_run(run, undisturbed["loc"])
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_a_damaged_history_is_written_again(sets, tmp_path, monkeypatch, how):
+    first = fit(sets, tmp_path)
+    path = first.folder / "history.pkl"
+    path.unlink() if how == "missing" else damage(path, how)
+    in_train_epoch(monkeypatch, before=never)
+    assert fit(sets, tmp_path).how == "loaded"
+    assert pickle.loads(path.read_bytes()) == first.history
+
+
+# ---------------------------------------------------------------------------------------------- which run is which
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epochs": 2}, {"batch_size": 8}, {"learning_rate": 0.03}, {"momentum": 0.0}, {"seed": 8}],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_settings_are_another_run(sets, tmp_path, change):
+    settings = replace(SHORT, epochs=1)
+    first, other = fit(sets, tmp_path, settings=settings), fit(sets, tmp_path, settings=replace(settings, **change))
+    assert other.how == "trained"
+    assert other.folder != first.folder
+
+
+@pytest.mark.parametrize("what", ["a pixel", "a label", "a validation pixel", "fewer pictures", "normalization"])
+def test_other_data_is_another_run(sets, tmp_path, what):
+    settings = replace(SHORT, epochs=1)
+    first = fit(sets, tmp_path, settings=settings)
+    splits, normal = sets["loc"]
+    train = replace(splits.train, pictures=splits.train.pictures.clone(), labels=splits.train.labels.clone())
+    val = replace(splits.val, pictures=splits.val.pictures.clone())
+    if what == "a pixel":
+        train.pictures[3, 0, 5, 5] ^= 1
+    elif what == "a label":
+        train.labels[(train.labels[:, 0] == 1).nonzero()[0], 1] += 1e-3
+    elif what == "a validation pixel":
+        val.pictures[3, 0, 5, 5] ^= 1
+    elif what == "fewer pictures":
+        train = train.head(len(train) - 1)
+    else:
+        normal = replace(normal, mean=normal.mean + 1e-3)
+    other = training.fit(Tiny, replace(splits, train=train, val=val), normal, "loc", settings, tmp_path)
+    assert other.how == "trained"
+    assert other.folder != first.folder
+
+
+def test_other_test_pictures_are_the_same_run(sets, tmp_path):
+    """No number of a run depends on the test pictures."""
+    settings = replace(SHORT, epochs=1)
+    fit(sets, tmp_path, settings=settings)
+    splits, normal = sets["loc"]
+    other = replace(splits, test=splits.test.head(3))
+    assert training.fit(Tiny, other, normal, "loc", settings, tmp_path).how == "loaded"
+
+
+NETWORK = '''
+from torch import nn
+
+WIDTH = 180
+
+
+def linear(inputs, outputs):
+    return nn.Linear(inputs, outputs)
+
+
+class Base(nn.Module):
+    """What networks have in common."""
+
+    def forward(self, pictures):
+        """Run the layers."""
+        return self.layers(pictures)  # (N, 15)
+
+
+class Network(Base):
+    """A network."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), linear(WIDTH, 15))
+'''
+
+
+def network_of(source, folder):
+    """The class Network of a module with this source. The file's name differs each time, for Python keeps sources."""
+    path = folder / f"network_{len(list(folder.glob('network_*.py')))}.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("changing_network", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["changing_network"] = module
+    spec.loader.exec_module(module)
+    return module.Network
+
+
+@pytest.fixture
+def code_for(tmp_path):
+    """`code_of` the class Network, in a module whose source has been changed from `old` to `new`."""
+
+    def code_for(old="", new=""):
+        assert old in NETWORK
+        return training.code_of(network_of(NETWORK.replace(old, new) if old else NETWORK, tmp_path))
+
+    yield code_for
+    sys.modules.pop("changing_network", None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("nn.MaxPool2d(4)", "nn.AvgPool2d(4)"),
+        ("return nn.Linear(inputs, outputs)", "return nn.Linear(inputs, outputs, bias=False)"),
+        ("return self.layers(pictures)", "return self.layers(pictures) * 2"),
+        ("WIDTH = 180", "WIDTH = 180.0"),
+    ],
+    ids=["class", "function it calls", "base class", "constant"],
+)
+def test_other_code_is_told_apart(code_for, old, new):
+    assert code_for(old, new) != code_for()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# (N, 15)", "# fifteen numbers for each picture"),
+        ("  # (N, 15)", ""),
+        ('"""A network."""', '"""A network, said\n    in more words."""'),
+        ('"""Run the layers."""', '"""Run all layers."""'),
+        ("\n\n\nclass Base", "\n\nclass Base"),
+        ('        """Run the layers."""\n', ""),
+        ("        super().__init__()", '        """Build the layers."""\n        super().__init__()'),
+    ],
+    ids=[
+        "comment changed",
+        "comment removed",
+        "class docstring changed",
+        "method docstring changed",
+        "blank line removed",
+        "docstring removed",
+        "docstring added",
+    ],
+)
+def test_other_words_are_the_same_code(code_for, old, new):
+    assert code_for(old, new) == code_for()
+
+
+def test_other_code_of_the_same_network_is_another_run(sets, tmp_path):
+    settings = replace(SHORT, epochs=1)
+    runs = []
+    for layer in ("nn.MaxPool2d(4)", "nn.AvgPool2d(4)", "nn.MaxPool2d(4)"):
+        network = network_of(NETWORK.replace("nn.MaxPool2d(4)", layer), tmp_path)
+        runs.append(fit(sets, tmp_path / "runs", settings=settings, network=network))
+    sys.modules.pop("changing_network")
+    assert [run.how for run in runs] == ["trained", "trained", "loaded"]
+    assert runs[0].folder != runs[1].folder
+    assert runs[0].name == runs[1].name
+
+
+def test_another_network_is_another_run(sets, tmp_path):
+    settings = replace(SHORT, epochs=1)
+    first = fit(sets, tmp_path, settings=settings, network=models.SimpleNet)
+    second = fit(sets, tmp_path, settings=settings)
+    assert second.how == "trained"
+    assert second.folder != first.folder
+    assert {first.folder.name.rsplit("-", 1)[0], second.folder.name.rsplit("-", 1)[0]} == {"loc-SimpleNet", "loc-Tiny"}
+
+
+def test_the_folder_says_what_the_run_is(undisturbed):
+    described = json.loads((undisturbed["det"].folder / "run.json").read_text())
+    assert (described["network"], described["task"]) == ("Tiny2", "det")
+    assert described["settings"] == {
+        "epochs": 4,
+        "batch_size": 16,
+        "learning_rate": 0.02,
+        "momentum": 0.9,
+        "seed": 7,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- what a run holds
+
+
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_the_history_is_a_plain_pickle(undisturbed, task):
+    run = undisturbed[task]
+    history = pickle.loads((run.folder / "history.pkl").read_bytes())
+    assert history == run.history
+    columns = {f"{part}_{name}" for part in ("train", "val") for name in SCORES} | {"learning_rate", "seconds"}
+    assert set(history) == columns
+    assert type(history) is dict
+    for values in history.values():
+        assert type(values) is list
+        assert len(values) == SHORT.epochs
+        assert all(type(value) is float and math.isfinite(value) for value in values)
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_validation_mean():
+    history = {"val_mean": [0.1, 0.4, 0.3, 0.4], "train_mean": [0.9, 0.1, 0.2, 0.3], "seconds": [1.0] * 4}
+    assert training.best_epoch(history) == 2
+    run = training.Run(Tiny, "loc", Path("nowhere"), history, "trained")
+    assert run.best_epoch == 2
+    assert run.val == {"mean": 0.4}
+    assert run.train == {"mean": 0.1}
+
+
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_the_best_weights_give_the_scores_of_the_best_epoch(sets, undisturbed, task):
+    splits, normal = sets[task]
+    run = undisturbed[task]
+    network = run.best()
+    assert not network.training
+    assert utils.evaluate(network, splits.val, normal, task) == pytest.approx(run.val, abs=1e-5)
+
+
+def test_the_best_weights_need_not_be_the_last(sets, tmp_path):
+    """Steps of ever the same size that lead away: the first epoch is the best, and its weights are the ones kept."""
+    splits, normal = sets["loc"]
+    run = fit(sets, tmp_path, settings=replace(SHORT, learning_rate=0.3, epochs=6))
+    means = run.history["val_mean"]
+    assert means[run.best_epoch - 1] == max(means)
+    assert run.best_epoch < 6
+    assert utils.evaluate(run.best(), splits.val, normal, "loc") == pytest.approx(run.val, abs=1e-5)
+    last = load_tensors(run.folder / "last.pt")["network"]
+    assert not torch.equal(last["layers.2.weight"], run.best().state_dict()["layers.2.weight"])
+    assert [path.name for path in run.folder.glob("best-*.pt")] == [f"best-{run.best_epoch:03d}.pt"]
+
+
+def numbered(count):
+    """Pictures that carry their number in every pixel, and labels without digits."""
+    pictures = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 48, 60).contiguous()
+    return pictures, torch.tensor([[0.0, -1, -1, -1, -1, 1]]).repeat(count, 1)
+
+
+def order_of(seed, epoch, count=50):
+    """The order in which an epoch goes through numbered pictures."""
+    seen = []
+
+    class Watching(Tiny):
+        def forward(self, pictures):
+            seen.extend((pictures[:, 0, 0, 0] * 255).round().int().tolist())
+            return super().forward(pictures)
+
+    settings = replace(SHORT, seed=seed, learning_rate=0.0)
+    model, optimizer = training.build(Watching, settings, CPU)
+    same = utils.Normalizer(0.0, 1.0)
+    training.train_epoch(model, optimizer, *numbered(count), same, "loc", settings, epoch, lambda step: None)
+    return seen
+
+
+def test_pictures_are_shuffled_anew_in_every_epoch():
+    orders = [order_of(seed, epoch) for seed, epoch in ((1, 1), (1, 2), (1, 3), (2, 1))]
+    assert all(sorted(order) == list(range(50)) for order in orders)  # each once
+    assert list(range(50)) not in orders
+    assert len(set(map(tuple, orders))) == 4
+    assert order_of(1, 2) == orders[1]
+
+
+@pytest.mark.parametrize("task", ["loc"])
+def test_training_outputs_are_returned_in_the_pictures_order(sets, task):
+    splits, normal = sets[task]
+    model, optimizer = training.build(Tiny, replace(SHORT, learning_rate=0.0), CPU)
+    train, steps = splits.train, []
+    settings = replace(SHORT, learning_rate=0.0)
+    outputs = training.train_epoch(
+        model, optimizer, train.pictures, train.labels, normal, task, settings, 1, steps.append
+    )
+    assert steps == [1, 2, 3, 4, 5]  # 72 pictures by 16
+    torch.testing.assert_close(outputs, utils.predict(model, train.pictures, normal), rtol=1e-5, atol=1e-6)
+
+
+def test_training_scores_are_those_of_the_training_pictures(sets, tmp_path):
+    splits, normal = sets["loc"]
+    run = fit(sets, tmp_path, settings=replace(SHORT, learning_rate=0.0, epochs=1))
+    assert run.train == pytest.approx(utils.evaluate(run.best(), splits.train, normal, "loc"), abs=1e-5)
+
+
+def test_a_small_set_can_be_overfitted(tmp_path):
+    splits = data.load("loc", "digits", sizes=(256, 32, 8), folder=tmp_path)
+    normal = utils.Normalizer.fit(splits.train.pictures)
+    settings = Settings(epochs=20, batch_size=32, learning_rate=0.05, momentum=0.9)
+    run = training.fit(models.SimpleNet, splits, normal, "loc", settings, tmp_path)
+    losses = run.history["train_loss"]
+    assert losses[-1] < losses[0] / 4
+    assert run.history["train_accuracy"][-1] > 0.8
+    assert run.history["train_iou"][-1] > 0.4
+
+
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_one_batch_can_be_learnt_by_heart(sets, task):
+    splits, normal = sets[task]
+    network = models.SimpleNet if task == "loc" else models.SimpleNet2
+    batch = splits.train.head(8)
+    losses = training.overfit(network, batch.pictures, batch.labels, normal, task, CPU, steps=30)
+    assert len(losses) == 30
+    assert losses[-1] < losses[0] / 2
+
+
+# ---------------------------------------------------------------------------------------------- losses that are no numbers
+
+
+def fail_at(step, value):
+    """A fault that sets all of the outputs to `value` in the given training step, counted from 1 over all epochs."""
+    steps = iter(range(1, 1_000_000))
+
+    def fault(network, outputs):
+        return outputs * value if next(steps) == step else outputs
+
+    return fault
+
+
+def test_a_network_that_breaks_stops_the_run_and_can_be_repaired(sets, undisturbed, tmp_path):
+    """72 pictures by 16 are 5 steps an epoch, so step 13 is the third of epoch 3."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tiny, "fault", fail_at(13, math.nan))
+        with pytest.raises(NonFiniteLoss) as stopped:
+            fit(sets, tmp_path)
+    message = str(stopped.value)
+    assert "Tiny" in message
+    assert "epoch 3" in message
+    assert "step 3" in message
+    assert all(f"{term} nan" in message for term in ("total", "pc", "box", "category"))
+    run = fit(sets, tmp_path)
+    assert run.how == "continued after epoch 2"
+    assert_same_run(run, undisturbed["loc"])
+
+
+def test_an_infinite_label_stops_the_run(sets, tmp_path):
+    """Such labels do not pass `data.load`'s checks, but splits can be made without it."""
+    splits, normal = sets["loc"]
+    labels = splits.train.labels.clone()
+    labels[(labels[:, 0] == 1).nonzero()[5, 0], 2] = math.inf
+    broken = replace(splits, train=replace(splits.train, labels=labels))
+    settings = replace(SHORT, batch_size=len(labels))  # so it is in step 1
+    with pytest.raises(NonFiniteLoss) as stopped:
+        training.fit(Tiny, broken, normal, "loc", settings, tmp_path)
+    message = str(stopped.value)
+    assert "Tiny, epoch 1, step 1:" in message
+    assert "box inf" in message
+    assert "pc inf" not in message
+    assert "pc nan" not in message
+    assert not list(tmp_path.rglob("last.pt"))
+
+
+def test_weights_that_became_infinite_are_never_saved(sets, tmp_path):
+    """One step an epoch, and a huge one: epoch 1's training loss is still finite, its weights are not. What is saved
+    would be broken for ever, and with the last epoch broken the run would end as if nothing had happened."""
+    settings = replace(SHORT, epochs=1, batch_size=1000, learning_rate=1e38)
+    with pytest.raises(NonFiniteLoss):
+        fit(sets, tmp_path, settings=settings)
+    assert not list(tmp_path.rglob("last.pt"))
+
+
+# ---------------------------------------------------------------------------------------------- profiles and folders
+
+
+@pytest.mark.parametrize("name", ["full", "quick", "smoke"])
+def test_the_environment_names_the_profile(monkeypatch, name):
+    monkeypatch.setenv("PROFILE", name)
+    assert training.choose_profile().name == name
+
+
+@pytest.mark.parametrize(("gpu", "name"), [(True, "full"), (False, "quick")])
+@pytest.mark.parametrize("environment", [None, ""])
+def test_the_profile_follows_from_the_device(monkeypatch, environment, gpu, name):
+    monkeypatch.delenv("PROFILE", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("PROFILE", environment)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert training.choose_profile().name == name
+
+
+def test_unknown_profiles_are_refused(monkeypatch):
+    monkeypatch.setenv("PROFILE", "fast")
+    with pytest.raises(ValueError, match=r"PROFILE.*quick.*'fast'"):
+        training.choose_profile()
+
+
+def test_the_full_profile_is_the_recipe_of_the_reference():
+    full = training.PROFILES["full"]
+    assert full.settings == Settings(epochs=60, batch_size=64, learning_rate=0.05, momentum=0.0, seed=42)
+    assert full.sizes == {"loc": (59_400, 6_600, 11_000), "det": (26_874, 2_967, 4_981)}
+
+
+def test_the_environment_names_the_runs_folder(sets, tmp_path, monkeypatch):
+    monkeypatch.delenv("RUNS_DIR", raising=False)
+    assert training.runs_folder() == Path("runs")
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "elsewhere"))
+    assert training.runs_folder() == tmp_path / "elsewhere"
+    run = fit(sets, None, settings=replace(SHORT, epochs=1))
+    assert run.folder.parent == tmp_path / "elsewhere"
+    assert (run.folder / "last.pt").is_file()
+
+
+# ---------------------------------------------------------------------------------------------- killed
+
+LONG = replace(SHORT, epochs=20, batch_size=8)
+
+
+def train_in_a_process(stored, runs, pipe, fatal_write):
+    """What the processes do that get killed. Each epoch's end is told to the pipe.
+
+    `fatal_write`: None, or (n, after): the process kills itself before or after the n-th file gets its final name.
+    """
+    torch.set_num_threads(1)
+    splits = data.Splits(*(data.Split(*part) for part in load_tensors(stored)), "loc", "digits")
+    normal = utils.Normalizer.fit(splits.train.pictures)
+    if fatal_write is not None:
+        original, writes = os.replace, iter(range(1, 1_000_000))
+
+        def fatal(source, target):
+            number = next(writes)
+            if (number, False) == fatal_write:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(source, target)
+            if (number, True) == fatal_write:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = fatal
+    epoch_done = training.Progress.epoch
+
+    def tell(self, history):
+        epoch_done(self, history)
+        pipe.send(len(history["seconds"]))
+
+    training.Progress.epoch = tell
+    pipe.send("started")
+    training.fit(models.SimpleNet, splits, normal, "loc", LONG, runs, CPU)
+    pipe.send("finished")
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """New processes from one that has imported PyTorch and done nothing else: quick, and safe to fork."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training", "pytest"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def killing_ground(sets, processes, tmp_path_factory):
+    """The data as a file, and a run in a process that was left alone."""
+    folder = tmp_path_factory.mktemp("killed")
+    splits, _ = sets["loc"]
+    stored = folder / "splits.pt"
+    torch.save([[part.pictures, part.labels] for part in (splits.train, splits.val, splits.test)], stored)
+    process, pipe = start(processes, stored, folder / "undisturbed")
+    messages = wait_for("finished", pipe)
+    process.join(60)
+    assert messages == ["started", *range(1, LONG.epochs + 1), "finished"]
+    return stored, finished_run(stored, folder / "undisturbed")
+
+
+def start(processes, stored, runs, fatal_write=None):
+    here, there = processes.Pipe(duplex=False)
+    process = processes.Process(target=train_in_a_process, args=(stored, runs, there, fatal_write), daemon=True)
+    process.start()
+    there.close()  # else a killed process would not close the pipe
+    return process, here
+
+
+def wait_for(wanted, pipe):
+    """All messages until the wanted one, or until the process is dead."""
+    messages = []
+    while not messages or messages[-1] != wanted:
+        assert pipe.poll(120), "no sign of life"
+        try:
+            messages.append(pipe.recv())
+        except EOFError:
+            break
+    return messages
+
+
+def finished_run(stored, runs):
+    """The run that the processes have left behind; nothing of it may be left to train."""
+    splits = data.Splits(*(data.Split(*part) for part in load_tensors(stored)), "loc", "digits")
+    with pytest.MonkeyPatch.context() as patch:
+        in_train_epoch(patch, before=never)
+        return training.fit(
+            models.SimpleNet, splits, utils.Normalizer.fit(splits.train.pictures), "loc", LONG, runs, CPU
+        )
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(processes, killing_ground, tmp_path):
+    """Ten times SIGKILL, each at a random moment within the first two epochs after the restart. Counted from the
+    last whole epoch, so that a slow machine gets as far as a fast one."""
+    stored, expected = killing_ground
+    moments, seconds = random.Random(1), sorted(expected.history["seconds"])[LONG.epochs // 2]
+    reached = []
+    for _ in range(10):
+        process, pipe = start(processes, stored, tmp_path)
+        messages = wait_for("started", pipe)
+        if moments.random() < 0.6:
+            messages.append(pipe.recv())
+        process.join(moments.random() * 1.3 * seconds)  # an epoch's "seconds" do not hold the saving
+        assert process.is_alive(), "the run was finished before it had been killed ten times"
+        process.kill()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        reached.append(messages[-1])
+    epochs = [epoch for epoch in reached if epoch != "started"]
+    assert epochs == sorted(epochs)  # no epoch that was done is done again
+    assert len(set(epochs)) >= 3
+    process, pipe = start(processes, stored, tmp_path)
+    assert wait_for("finished", pipe)[-1] == "finished"
+    process.join(60)
+    assert_same_run(finished_run(stored, tmp_path), expected)
+
+
+def test_killed_while_saving_a_run_ends_as_if_undisturbed(processes, killing_ground, tmp_path):
+    """Killed before and after each of the first files that a process puts in place: the rewritten history, the best
+    weights, the history and the full state of one epoch and some of the next."""
+    stored, expected = killing_ground
+    for number in range(1, 7):
+        for after in (False, True):
+            process, _ = start(processes, stored, tmp_path, (number, after))
+            process.join(60)
+            assert process.exitcode == -signal.SIGKILL
+    assert list(tmp_path.rglob(".*.tmp"))  # the killed ones have left temporary files behind, which must not matter
+    process, pipe = start(processes, stored, tmp_path)
+    assert wait_for("finished", pipe)[-1] == "finished"
+    process.join(60)
+    assert_same_run(finished_run(stored, tmp_path), expected)
