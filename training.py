@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class Profile:
     sizes: dict[str, tuple[int, int, int]]  # task -> how many training, validation and test pictures
     settings: Settings
     published: bool  # whether its figures go to figures/ and count as the submission's
+    # At most so many training pictures for a network that would take hours of a CPU: FloNet2 works with up to 100
+    # channels at full size, fifty times the arithmetic of SimpleNet2.
+    caps: dict[str, int] = field(default_factory=dict)
 
 
 PROFILES = {
@@ -52,21 +55,30 @@ PROFILES = {
     for profile in (
         Profile("full", "all pictures, 60 epochs: the submission, for a GPU", FULL, Settings(), True),
         # The full recipe on everything, as far as two cores get in about an hour.
-        Profile("long", "all pictures, 6 epochs: the full run cut short, for a CPU", FULL, Settings(epochs=6), True),
+        Profile(
+            "long",
+            "all pictures, 6 epochs: the full run cut short, for a CPU",
+            FULL,
+            Settings(epochs=6),
+            True,
+            {"FloNet2": 2_000},
+        ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
             "quick",
             "some pictures, some epochs: minutes on a CPU",
-            {"loc": (6_000, 1_000, 2_000), "det": (1_500, 500, 1_000)},
+            {"loc": (4_000, 1_000, 2_000), "det": (3_000, 400, 1_000)},
             Settings(epochs=5, learning_rate=0.02, momentum=0.9),
             False,
+            {"FloNet2": 200},
         ),
         Profile(
             "smoke",
             "a handful of pictures, to see that everything runs",
-            {"loc": (256, 128, 128), "det": (64, 32, 32)},
+            {"loc": (256, 128, 128), "det": (128, 32, 64)},
             Settings(epochs=2, learning_rate=0.02, momentum=0.9),
             False,
+            {"FloNet2": 32},
         ),
     )
 }
@@ -106,6 +118,7 @@ class Run:
     network: type[nn.Module]
     task: str
     folder: Path
+    pictures: int  # how many it was trained on
     history: dict[str, list[float]]  # a list per column, an entry per epoch
     how: str  # "trained", "continued after epoch k" or "loaded"
 
@@ -161,7 +174,7 @@ def code_of(*pieces: type | Callable) -> str:
         name = f"{piece.__module__}.{piece.__qualname__}"
         if name in found:
             continue
-        tree = ast.parse(textwrap.dedent(inspect.getsource(piece)))
+        tree = _definition(piece)
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
                 node.body[0] = ast.Pass()
@@ -174,6 +187,17 @@ def code_of(*pieces: type | Callable) -> str:
             elif isinstance(used, (int, float, tuple)):
                 found[f"{piece.__module__}.{node.id}"] = repr(used)
     return "\n".join(f"# {name}\n{source}" for name, source in sorted(found.items()))
+
+
+def _definition(piece: type | Callable) -> ast.AST:
+    """The syntax tree of a class or function, looked up by its name: `inspect` goes by line numbers, which are wrong
+    once the file has been edited while the program runs."""
+    file = getattr(sys.modules[piece.__module__], "__file__", None)
+    if file is not None:
+        for node in ast.parse(Path(file).read_text()).body:
+            if getattr(node, "name", None) == piece.__qualname__:
+                return node
+    return ast.parse(textwrap.dedent(inspect.getsource(piece)))  # defined in a notebook, or within a function
 
 
 def describe_run(network: type[nn.Module], splits: Splits, normal: utils.Normalizer, settings: Settings) -> dict:
@@ -239,7 +263,24 @@ def fit(
             save(folder, model, optimizer, history)
             progress.epoch(history)
         progress.close()
-    return Run(network, task, folder, history, how)
+    return Run(network, task, folder, len(splits.train), history, how)
+
+
+def fit_all(
+    networks: Sequence[type[nn.Module]], splits: Splits, normal: utils.Normalizer, task: str, profile: Profile
+) -> list[Run]:
+    """`fit` each network with the profile's settings, and print what was done."""
+    runs = []
+    for network in networks:
+        cap = profile.caps.get(network.__name__, len(splits.train))
+        train = splits.train if cap >= len(splits.train) else splits.train.head(cap)
+        run = fit(network, replace(splits, train=train), normal, task, profile.settings)
+        print(
+            f"{run.name}: {run.how}, {run.pictures:,} pictures, best epoch {run.best_epoch} of "
+            f"{len(run.history['seconds'])}, {sum(run.history['seconds']) / 60:.1f} minutes of training"
+        )
+        runs.append(run)
+    return runs
 
 
 def train_epoch(
@@ -353,7 +394,7 @@ def overfit(
     normal: utils.Normalizer,
     task: str,
     device: torch.device,
-    steps: int = 40,
+    steps: int,
 ) -> list[float]:
     """Sanity check: the loss before each of `steps` steps of Adam on one batch. It should come down to little."""
     keep_freed_memory()
@@ -384,6 +425,7 @@ def summarize(
         "networks": {
             run.name: {
                 "parameters": sum(parameter.numel() for parameter in run.network().parameters()),
+                "pictures": run.pictures,
                 "best_epoch": run.best_epoch,
                 "epochs": len(run.history["seconds"]),
                 "seconds": round(sum(run.history["seconds"]), 1),

@@ -22,10 +22,10 @@ import torchvision
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import batched_nms, box_convert, box_iou
 
 from data.files import write_whole
-from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, check_task, grid_to_lists
+from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, check_task, grid_to_lists
 
 # ---------------------------------------------------------------------------------------------- normalization
 
@@ -74,25 +74,26 @@ class Loss(NamedTuple):
     category: Tensor
 
 
+def check_outputs(outputs: Tensor, task: str) -> None:
+    """Raise ValueError unless outputs are (N, 15) for "loc" or (N, 6, 2, 3) for "det"."""
+    check_task(task)
+    shape = (5 + CLASSES["loc"],) if task == "loc" else (6, ROWS, COLUMNS)
+    if tuple(outputs.shape[1:]) != shape:
+        wanted = ", ".join(map(str, ("N", *shape)))
+        raise ValueError(f"task {task!r}: expected outputs of shape ({wanted}), found {tuple(outputs.shape)}")
+
+
 def as_pictures(outputs: Tensor, labels: Tensor, task: str) -> tuple[Tensor, Tensor]:
     """Outputs and labels with one row per picture, or per cell in detection: (M, 15) or (M, 6), and (M, 6).
 
     Raises ValueError where the shapes do not belong to the task or to each other.
     """
-    check_task(task)
-    if task == "loc":
-        fits = outputs.ndim == 2 and outputs.shape[1] == 15 and tuple(labels.shape) == (len(outputs), 6)
-        wanted = "outputs (N, 15) and labels (N, 6)"
-    else:
-        fits = tuple(outputs.shape[1:]) == (6, ROWS, COLUMNS) and tuple(labels.shape) == (
-            len(outputs),
-            ROWS,
-            COLUMNS,
-            6,
+    check_outputs(outputs, task)
+    shape = (len(outputs), 6) if task == "loc" else (len(outputs), ROWS, COLUMNS, 6)
+    if tuple(labels.shape) != shape:
+        raise ValueError(
+            f"task {task!r}: outputs {tuple(outputs.shape)} need labels of shape {shape}, found {tuple(labels.shape)}"
         )
-        wanted = f"outputs (N, 6, {ROWS}, {COLUMNS}) and labels (N, {ROWS}, {COLUMNS}, 6)"
-    if not fits:
-        raise ValueError(f"task {task!r}: expected {wanted}, found {tuple(outputs.shape)} and {tuple(labels.shape)}")
     if task == "det":
         outputs = outputs.movedim(1, -1).reshape(-1, 6)  # (N, 6, 2, 3) -> (N*6, 6)
         labels = labels.reshape(-1, 6)  # (N, 2, 3, 6) -> (N*6, 6)
@@ -145,8 +146,8 @@ def match(outputs: Tensor, labels: Tensor, task: str) -> Matches:
     digit = labels[:, 0] > 0
     category = outputs[:, 5:].argmax(1) if task == "loc" else (outputs[:, 5] > 0).long()
     true_category = torch.where(digit, labels[:, 5], -1).long()
-    true_boxes = torch.where(digit[:, None], labels[:, 1:5], 1.0)
-    return Matches(digit, outputs[:, 0] > 0, category, true_category, box_ious(outputs[:, 1:5], true_boxes) * digit)
+    true_box = torch.where(digit[:, None], labels[:, 1:5], 1.0)
+    return Matches(digit, outputs[:, 0] > 0, category, true_category, box_ious(outputs[:, 1:5], true_box) * digit)
 
 
 def box_ious(boxes: Tensor, others: Tensor) -> Tensor:
@@ -230,16 +231,18 @@ def diagnose(run: Any) -> str:
 # ---------------------------------------------------------------------------------------------- decoding and mAP
 
 
-def decode(outputs: Tensor, task: str, threshold: float = 0.5) -> list[dict[str, Tensor]]:
+def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | None = None) -> list[dict[str, Tensor]]:
     """Outputs -> for each picture its boxes in pixels, with class and score, best first.
 
     Returns per picture {"boxes": (k, 4) `xyxy` in pixels cut to the picture, "labels": (k,) int64,
     "scores": (k,) in [0, 1]}; the score is the probability that there is a digit times that of its class, and those
-    with sigmoid(pc) below the threshold are left out. Raises ValueError unless threshold is in [0, 1].
+    with sigmoid(pc) below the threshold are left out. With nms_iou, of boxes of one class that overlap by more than
+    that only the best is kept (torchvision's batched_nms). Raises ValueError unless both are in [0, 1].
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: expected a number in [0, 1], found {threshold}")
-    check_task(task)
+    for name, value in (("threshold", threshold), ("nms_iou", 0 if nms_iou is None else nms_iou)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: expected a number in [0, 1], found {value}")
+    check_outputs(outputs, task)
     if task == "det":
         cells = outputs.movedim(1, -1)  # (N, 6, 2, 3) -> (N, 2, 3, 6)
         values = cells_to_picture(cells).flatten(1, 2)  # (N, 6, 6)
@@ -253,8 +256,16 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5) -> list[dict[str,
     size = values.new_tensor((WIDTH, HEIGHT, WIDTH, HEIGHT))
     boxes = torch.cat((values[..., 1:3], values[..., 3:5].clamp(min=0)), -1)
     boxes = torch.minimum(box_convert(boxes, "cxcywh", "xyxy").clamp(min=0) * size, size)
+    kept = presence >= threshold
+    if nms_iou is not None:
+        picture = torch.arange(len(outputs), device=outputs.device)[:, None].expand_as(category)
+        group = picture * (int(category.max()) + 1) + category  # boxes compete within a picture and a class
+        survivors = batched_nms(boxes[kept], scores[kept], group[kept], nms_iou)
+        among = torch.zeros_like(kept[kept])
+        among[survivors] = True
+        kept[kept.clone()] = among
     order = scores.argsort(dim=1, descending=True, stable=True)
-    kept = (presence >= threshold).gather(1, order)
+    kept = kept.gather(1, order)
     counts = kept.sum(1).tolist()
     parts = {
         "boxes": boxes.gather(1, order[..., None].expand_as(boxes)),
@@ -275,20 +286,38 @@ def true_boxes(labels: Tensor, task: str) -> list[dict[str, Tensor]]:
     ]
 
 
-def mean_average_precision(outputs: Tensor, labels: Tensor, task: str, threshold: float = 0.01) -> dict[str, float]:
-    """COCO's mean average precision over boxes in pixels, by torchmetrics: mAP@[.50:.95], mAP@.50, mAP@.75.
+class AveragePrecision(NamedTuple):
+    """COCO's average precision of a set."""
 
-    All boxes down to the low pc threshold count, so that the figure does not hang on where a network draws its line.
+    scores: dict[str, float]  # "map" over IoU .50 to .95, "map50", "map75", and "map_class0" ... of each class
+    precision: Tensor  # (10 IoU thresholds, 101 recall thresholds, classes), NaN where a class does not occur
+
+
+def mean_average_precision(outputs: Tensor, labels: Tensor, task: str, threshold: float = 0.01) -> AveragePrecision:
+    """Mean average precision over boxes in pixels, by torchmetrics.
+
+    Every box down to the low threshold on sigmoid(pc) counts, so that the figure hangs neither on the grid nor on
+    where a network draws its line. Without any prediction all figures are 0.
     """
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox")
+    metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", extended_summary=True)
     metric.warn_on_many_detections = False
-    metric.update(decode(outputs.cpu(), task, threshold), true_boxes(labels.cpu(), task))
+    truth = true_boxes(labels.cpu(), task)
+    metric.update(decode(outputs.cpu(), task, threshold), truth)
+    classes = torch.cat([each["labels"] for each in truth]).unique().tolist()
     found = metric.compute()
-    return {
+    precision = torch.full((10, 101, CLASSES[task]), torch.nan)
+    # torchmetrics counts only the classes that occur among labels and predictions, in order.
+    for place, category in enumerate(found["classes"].reshape(-1).tolist()):
+        if category in classes:
+            precision[:, :, category] = found["precision"][:, :, place, 0, -1].clamp(min=0)
+    precision[:, :, [each for each in classes if precision[:, :, each].isnan().any()]] = 0.0
+    scores = {
         name: max(0.0, found[key].item()) for name, key in (("map", "map"), ("map50", "map_50"), ("map75", "map_75"))
     }
+    scores |= {f"map_class{category}": precision[:, :, category].mean().item() for category in classes}
+    return AveragePrecision(scores, precision)
 
 
 # ---------------------------------------------------------------------------------------------- results
@@ -339,9 +368,10 @@ def results_table(task: str, results: dict[str, Any] | None) -> str:
         test, chosen = results["test"], results["networks"][results["selected"]]
         about = f"{chosen['best_epoch']} of {chosen['epochs']} epochs, {results['pictures']['train']:,} pictures"
         rows = [(f"**this run: {results['selected']}**, {about}", test["accuracy"], test["iou"], test["mean"])]
+        whole = "pictures" if task == "loc" else "cells"
         rows.append(
             (
-                "the same, over pictures or cells with a digit; a miss as IoU 0",
+                f"the same, over {whole} with a digit only, a miss as IoU 0",
                 test["digit_accuracy"],
                 test["iou_all"],
                 "",
@@ -349,6 +379,42 @@ def results_table(task: str, results: dict[str, Any] | None) -> str:
         )
     header = ("test set", "detection & class accuracy", "box accuracy (IoU)", "mean accuracy")
     return markdown_table(header, [*rows, *PUBLISHED[task]])
+
+
+def compare_runs(runs: Sequence[Any], best: Any) -> str:
+    """The scores of several networks, each in its best epoch, as a Markdown table with the chosen one marked."""
+    names = ("accuracy", "digit_accuracy", "iou", "iou_all", "mean")
+    rows = [
+        (
+            f"**{run.name}**, selected" if run is best else run.name,
+            str(run.best_epoch),
+            run.train["mean"],
+            *(run.val[name] for name in names),
+        )
+        for run in runs
+    ]
+    header = ("network", "best epoch", "training mean", "validation accuracy", "where there is a digit")
+    return markdown_table((*header, "IoU", "IoU, a miss as 0", "mean"), rows)
+
+
+def print_scores(run: Any, test: dict[str, float]) -> None:
+    """The block that ends both notebooks' story: the chosen network and its scores on the test set."""
+    lines = [
+        ("network", run.name),
+        ("epoch", run.best_epoch),
+        ("validation mean accuracy", run.val["mean"]),
+        ("test: detection & class accuracy", test["accuracy"]),
+        ("test: box accuracy (IoU)", test["iou"]),
+        ("test: mean accuracy", test["mean"]),
+        ("test: accuracy where there is a digit", test["digit_accuracy"]),
+        ("test: IoU, a missed digit as 0", test["iou_all"]),
+    ]
+    names = {"map": "mAP@[.50:.95]", "map50": "mAP@.50", "map75": "mAP@.75"}
+    for name, value in test.items():
+        if name.startswith("map"):
+            lines.append((f"test: {names.get(name, f'AP@[.50:.95] of class {name[-1]}')}", value))
+    for name, value in lines:
+        print(f"{name:40s}{value:.4f}" if isinstance(value, float) else f"{name:40s}{value}")
 
 
 def headline(results: dict[str, Any], task: str) -> str:
@@ -424,19 +490,22 @@ def pick_examples(labels: Tensor, task: str, per_class: int) -> Tensor:
     return torch.tensor(picked)
 
 
-def pick_failures(matches: Matches, count: int) -> Tensor:
-    """Localization: indices of the worst pictures, in turn a missed digit, a false alarm, a wrong class, and the
-    found digit with the lowest IoU, as many of each as there are."""
+def pick_by_count(labels: Tensor, each: int) -> Tensor:
+    """Detection: indices of the first `each` pictures with one, two, three ... digits."""
+    counts = labels[..., 0].sum((1, 2))
+    return torch.cat([(counts == count).nonzero()[:each, 0] for count in counts.unique().tolist()])
+
+
+def pick_failures(matches: Matches, pictures: int, count: int) -> Tensor:
+    """Indices of up to `count` pictures with a failure, the kinds of `failures` in turn; where there are too few,
+    then those whose found digits have the lowest IoU. `pictures` is how many pictures the matches are of."""
     hit = matches.digit & matches.found
-    poorest = torch.where(hit, matches.iou, 2.0).argsort()[: int(hit.sum())]
-    kinds = [
-        (matches.digit & ~matches.found).nonzero()[:, 0],
-        (matches.found & ~matches.digit).nonzero()[:, 0],
-        (hit & (matches.category != matches.true_category)).nonzero()[:, 0],
-        poorest,
-    ]
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*(kind[:count].tolist() for kind in kinds)))
-    return torch.tensor(list(dict.fromkeys(number for number in turns if number is not None))[:count], dtype=torch.long)
+    kinds = [kind.reshape(pictures, -1).any(1).nonzero()[:, 0].tolist() for kind in failures(matches).values()]
+    lowest = torch.where(hit, matches.iou, 2.0).reshape(pictures, -1).amin(1)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(kind[:count] for kind in kinds)))
+    poorest = [number for number in lowest.argsort()[:count].tolist() if lowest[number] <= 1]
+    chosen = dict.fromkeys([number for number in turns if number is not None] + poorest)
+    return torch.tensor(list(chosen)[:count], dtype=torch.long)
 
 
 def _show_picture(axes: plt.Axes, picture: Tensor) -> None:
@@ -590,6 +659,96 @@ def plot_labels(splits: Any) -> Figure:
     right.set(title="box centres, training", xlabel="x in pixels", ylabel="y in pixels", aspect="equal")
     figure.colorbar(image, ax=right, label="boxes", shrink=0.75)
     return figure
+
+
+def plot_grid(picture: Tensor, label: Tensor) -> Figure:
+    """A detection picture with the 2x3 grid, its true boxes and their centres; and beside it the cells' labels.
+
+    picture (1, 48, 60), label (2, 3, 6).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.4), width_ratios=(1, 1.25))
+    _show_picture(left, picture)
+    truth = true_boxes(label[None], "det")[0]
+    for box, category in zip(*truth.values(), strict=True):
+        _draw_box(left, box, str(category.item()), TRUE, below=False)
+        left.plot((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, "+", color=TRUE, markersize=14, markeredgewidth=2.5)
+    right.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0), xticks=[], yticks=[], aspect="equal")
+    for axis in (left, right):
+        for column in range(COLUMNS + 1):
+            axis.axvline(column * WIDTH / COLUMNS, color="gold", linewidth=1.5)
+        for row in range(ROWS + 1):
+            axis.axhline(row * HEIGHT / ROWS, color="gold", linewidth=1.5)
+    for row, column in itertools.product(range(ROWS), range(COLUMNS)):
+        pc, *box, category = label[row, column].tolist()
+        names = "xywh"
+        text = "no digit"
+        if pc:
+            text = "\n".join(
+                [*(f"{name} = {value:.3f}" for name, value in zip(names, box, strict=True)), f"c = {category:.0f}"]
+            )
+        right.text(
+            (column + 0.5) * WIDTH / COLUMNS, (row + 0.5) * HEIGHT / ROWS, text,
+            ha="center", va="center", color="black" if pc else "grey", fontsize=13,
+        )  # fmt: skip
+    left.set_title("picture, grid, boxes and their centres")
+    right.set_title("labels of the six cells, in units of the cell")
+    return figure
+
+
+def plot_digits_per_picture(splits: Any) -> Figure:
+    """Detection: how many digits a picture holds, and how often each cell holds one."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.6))
+    for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
+        counts = getattr(splits, name).labels[..., 0].sum((1, 2)).long().bincount(minlength=5)
+        bars = left.bar(np.arange(5) + (number - 1) * 0.27, counts / counts.sum(), 0.27, label=label)
+        if name == "train":
+            left.bar_label(bars, [f"{count:,}" if count else "" for count in counts.tolist()], fontsize=12)
+    left.set(
+        title="digits per picture (numbers: training)", xlabel="digits", ylabel="share of the split", xlim=(0.4, 4.6)
+    )
+    left.set_xticks(range(1, 5))
+    left.legend(frameon=False)
+    share = splits.train.labels[..., 0].mean(0)
+    image = right.imshow(share, cmap="magma", vmin=0, extent=(0, WIDTH, HEIGHT, 0))
+    for (row, column), value in np.ndenumerate(share.numpy()):
+        x, y = (column + 0.5) * WIDTH / COLUMNS, (row + 0.5) * HEIGHT / ROWS
+        right.text(
+            x, y, f"{value:.3f}", ha="center", va="center", color="white" if value < share.max() * 0.7 else "black"
+        )
+    right.set(title="share of training pictures with a digit in the cell", xlabel="x in pixels", ylabel="y in pixels")
+    figure.colorbar(image, ax=right, shrink=0.85)
+    return figure
+
+
+def plot_precision_recall(average: AveragePrecision, title: str) -> Figure:
+    """Precision against recall of each class, at three of COCO's IoU thresholds."""
+    figure, axes = plt.subplots(1, average.precision.shape[2], figsize=(14, 5), sharey=True, squeeze=False)
+    recall = np.linspace(0, 1, 101)
+    for category, axis in enumerate(axes[0]):
+        for place, iou in ((0, 0.5), (5, 0.75), (8, 0.9)):
+            precision = average.precision[place, :, category]
+            area = f"AP {precision.mean():.3f}" if not precision.isnan().any() else "does not occur"
+            axis.plot(recall, precision, label=f"IoU ≥ {iou:.2f}: {area}")
+        axis.set(title=f"class {category}", xlabel="recall", xlim=(0, 1.02), ylim=(0, 1.05))
+        axis.legend(frameon=False, loc="lower left")
+    axes[0, 0].set_ylabel("precision")
+    figure.suptitle(title)
+    return figure
+
+
+POOR_IOU = 0.5  # a found digit whose box overlaps the true one by less counts as poorly placed
+
+
+def failures(matches: Matches) -> dict[str, Tensor]:
+    """What can go wrong, (M,) bool each, in the rows of `matches`: exclusive kinds, the gravest first."""
+    hit = matches.digit & matches.found
+    wrong = hit & (matches.category != matches.true_category)
+    return {
+        "missed": matches.digit & ~matches.found,
+        "false alarm": matches.found & ~matches.digit,
+        "wrong class": wrong,
+        "poor box": hit & ~wrong & (matches.iou < POOR_IOU),
+    }
 
 
 def plot_pixels(splits: Any, normal: Normalizer) -> Figure:

@@ -83,7 +83,7 @@ def load(
     source = source or os.environ.get("DATA_SOURCE") or None
     if source is not None and source not in sources.NAMES:
         raise ValueError(f"DATA_SOURCE: expected one of {', '.join(sources.NAMES)}, found {source!r}")
-    sizes = tuple(sizes or FULL[task])
+    sizes = tuple(map(int, sizes or FULL[task]))
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes: expected three numbers of pictures above 0, found {sizes}")
     folder = Path(folder)
@@ -109,9 +109,8 @@ def _load_course(folder: Path, task: str, sizes: tuple[int, ...]) -> Splits:
             grid = labels.lists_to_grid(lists, str(path)).float()
             labels.check_labels(grid, task, str(path))
             if not same_digits(grid, targets):
-                raise DataError(
-                    f"{path}: not the same digits as in {sources.COURSE_FILES[task]['pictures']}".format(name)
-                )
+                pictures_file = sources.COURSE_FILES[task]["pictures"].format(name)
+                raise DataError(f"{path}: not the same digits as in {pictures_file}")
         splits.append(Split(pictures, targets, lists).head(size))
     return Splits(*splits, task, "course")
 

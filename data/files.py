@@ -64,7 +64,7 @@ def load_tensors(path: Path, classes: Iterable[type] = ()) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+        if "GLOBAL" in str(error) or "Can only" in str(error):  # torch's words for a class it was not told of
             raise DataError(
                 f"{path}: refused, it holds more than tensors and plain containers and could run code when read"
             ) from error

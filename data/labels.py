@@ -177,6 +177,20 @@ def lists_to_grid(lists: Sequence[Tensor] | Sequence[Sequence[Tensor]], where: s
 def grid_to_lists(grid: Tensor) -> list[Tensor]:
     """Grid labels (N, 2, 3, 6) -> for each picture its digits (k, 6) in fractions of the picture, in the order of
     their cells (row by row), in the grid's dtype."""
-    flat = cells_to_picture(grid).reshape(len(grid), -1, 6)
+    flat = cells_to_picture(grid).reshape(len(grid), ROWS * COLUMNS, 6)
     present = flat[..., 0] == 1
     return list(flat[present].split(present.sum(1).tolist()))
+
+
+def count_shared_cells(lists: Sequence[Tensor], rows: int, columns: int) -> int:
+    """In how many pictures two digits would have their centres in one cell of a grid of rows x columns.
+
+    lists: for each picture its digits (k, 6) in fractions of the picture.
+    """
+    lengths = torch.tensor([len(boxes) for boxes in lists])
+    boxes = torch.cat(list(lists)).double()
+    picture = torch.repeat_interleave(torch.arange(len(lists)), lengths)
+    column = (boxes[:, 1] * columns).floor().clamp(max=columns - 1).long()
+    row = (boxes[:, 2] * rows).floor().clamp(max=rows - 1).long()
+    used = torch.bincount((picture * rows + row) * columns + column, minlength=len(lists) * rows * columns)
+    return int((used.reshape(len(lists), -1) > 1).any(1).sum())

@@ -25,7 +25,7 @@ import training  # noqa: E402  (found only once the project's folder is on the p
 import utils  # noqa: E402
 from data.files import write_whole  # noqa: E402
 
-NOTEBOOKS = {"loc": "localization.ipynb"}
+NOTEBOOKS = {"loc": "localization.ipynb", "det": "detection.ipynb"}
 
 
 class LiveClient(NotebookClient):

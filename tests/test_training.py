@@ -108,7 +108,7 @@ def assert_same_run(run, other):
 
 
 def in_train_epoch(monkeypatch, before=None, after=None):
-    """Call `before` at the beginning and `after` at the end of every epoch's training, with the epoch's number.
+    """Call `before` at the beginning and `after` at the end of every epoch's training, with epoch and network.
 
     `functools.wraps` keeps the function's source what it was: the code is part of what a run is recognized by."""
     original = training.train_epoch
@@ -116,21 +116,21 @@ def in_train_epoch(monkeypatch, before=None, after=None):
     @functools.wraps(original)
     def wrapped(model, optimizer, pictures, labels, normal, task, settings, epoch, step_done):
         if before is not None:
-            before(epoch)
+            before(epoch, model)
         outputs = original(model, optimizer, pictures, labels, normal, task, settings, epoch, step_done)
         if after is not None:
-            after(epoch)
+            after(epoch, model)
         return outputs
 
     monkeypatch.setattr(training, "train_epoch", wrapped)
 
 
-def never(epoch):
+def never(epoch, model):
     pytest.fail(f"epoch {epoch} is trained again")
 
 
 def interrupt_at(number):
-    def interrupt(epoch):
+    def interrupt(epoch, model):
         if epoch == number:
             raise KeyboardInterrupt
 
@@ -195,7 +195,7 @@ def test_only_the_missing_epochs_are_trained(sets, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             fit(sets, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        in_train_epoch(patch, before=trained.append)
+        in_train_epoch(patch, before=lambda epoch, model: trained.append(epoch))
         fit(sets, tmp_path)
     assert trained == [3, 4]
 
@@ -423,10 +423,10 @@ def test_the_history_is_a_plain_pickle(undisturbed, task):
         assert all(type(value) is float and math.isfinite(value) for value in values)
 
 
-def test_the_best_epoch_is_the_first_with_the_highest_validation_mean():
+def test_the_best_epoch_is_the_first_with_the_highest_validation_mean(undisturbed):
     history = {"val_mean": [0.1, 0.4, 0.3, 0.4], "train_mean": [0.9, 0.1, 0.2, 0.3], "seconds": [1.0] * 4}
     assert training.best_epoch(history) == 2
-    run = training.Run(Tiny, "loc", Path("nowhere"), history, "trained")
+    run = replace(undisturbed["loc"], history=history)
     assert run.best_epoch == 2
     assert run.val == {"mean": 0.4}
     assert run.train == {"mean": 0.1}
@@ -441,17 +441,29 @@ def test_the_best_weights_give_the_scores_of_the_best_epoch(sets, undisturbed, t
     assert utils.evaluate(network, splits.val, normal, task) == pytest.approx(run.val, abs=1e-5)
 
 
-def test_the_best_weights_need_not_be_the_last(sets, tmp_path):
-    """Steps of ever the same size that lead away: the first epoch is the best, and its weights are the ones kept."""
+def test_the_weights_of_the_best_epoch_are_kept(sets, tmp_path, monkeypatch):
+    """Every epoch but the second ends with a network that finds nothing; the second with one that finds a digit of
+    average place and size everywhere, which is not much, and better."""
     splits, normal = sets["loc"]
-    run = fit(sets, tmp_path, settings=replace(SHORT, learning_rate=0.3, epochs=6))
-    means = run.history["val_mean"]
-    assert means[run.best_epoch - 1] == max(means)
-    assert run.best_epoch < 6
+    labels = splits.train.labels
+    average_box = labels[labels[:, 0] == 1, 1:5].mean(0)
+
+    def set_weights(epoch, model):
+        last = model.layers[-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias[0] = 1 if epoch == 2 else -1
+            last.bias[1:5] = average_box
+
+    in_train_epoch(monkeypatch, after=set_weights)
+    run = fit(sets, tmp_path)
+    assert run.best_epoch == 2
+    assert run.val["mean"] == max(run.history["val_mean"]) > run.history["val_mean"][-1]
+    assert run.val["iou"] > 0.05
     assert utils.evaluate(run.best(), splits.val, normal, "loc") == pytest.approx(run.val, abs=1e-5)
-    last = load_tensors(run.folder / "last.pt")["network"]
-    assert not torch.equal(last["layers.2.weight"], run.best().state_dict()["layers.2.weight"])
-    assert [path.name for path in run.folder.glob("best-*.pt")] == [f"best-{run.best_epoch:03d}.pt"]
+    assert run.best().layers[-1].bias[0].item() == 1
+    assert load_tensors(run.folder / "last.pt")["network"]["layers.2.bias"][0].item() == -1
+    assert [path.name for path in run.folder.glob("best-*.pt")] == ["best-002.pt"]
 
 
 def numbered(count):
@@ -484,14 +496,13 @@ def test_pictures_are_shuffled_anew_in_every_epoch():
     assert order_of(1, 2) == orders[1]
 
 
-@pytest.mark.parametrize("task", ["loc"])
-def test_training_outputs_are_returned_in_the_pictures_order(sets, task):
-    splits, normal = sets[task]
-    model, optimizer = training.build(Tiny, replace(SHORT, learning_rate=0.0), CPU)
-    train, steps = splits.train, []
+def test_training_outputs_are_returned_in_the_pictures_order(sets):
+    splits, normal = sets["loc"]
     settings = replace(SHORT, learning_rate=0.0)
+    model, optimizer = training.build(Tiny, settings, CPU)
+    train, steps = splits.train, []
     outputs = training.train_epoch(
-        model, optimizer, train.pictures, train.labels, normal, task, settings, 1, steps.append
+        model, optimizer, train.pictures, train.labels, normal, "loc", settings, 1, steps.append
     )
     assert steps == [1, 2, 3, 4, 5]  # 72 pictures by 16
     torch.testing.assert_close(outputs, utils.predict(model, train.pictures, normal), rtol=1e-5, atol=1e-6)
@@ -504,14 +515,14 @@ def test_training_scores_are_those_of_the_training_pictures(sets, tmp_path):
 
 
 def test_a_small_set_can_be_overfitted(tmp_path):
-    splits = data.load("loc", "digits", sizes=(256, 32, 8), folder=tmp_path)
+    splits = data.load("loc", "digits", sizes=(256, 8, 8), folder=tmp_path)
     normal = utils.Normalizer.fit(splits.train.pictures)
-    settings = Settings(epochs=20, batch_size=32, learning_rate=0.05, momentum=0.9)
+    settings = Settings(epochs=12, batch_size=16, learning_rate=0.01, momentum=0.9)
     run = training.fit(models.SimpleNet, splits, normal, "loc", settings, tmp_path)
     losses = run.history["train_loss"]
-    assert losses[-1] < losses[0] / 4
-    assert run.history["train_accuracy"][-1] > 0.8
-    assert run.history["train_iou"][-1] > 0.4
+    assert losses[-1] < losses[0] / 3
+    assert run.history["train_accuracy"][0] < 0.3
+    assert run.history["train_accuracy"][-1] > 0.9
 
 
 @pytest.mark.parametrize("task", ["loc", "det"])
@@ -524,7 +535,7 @@ def test_one_batch_can_be_learnt_by_heart(sets, task):
     assert losses[-1] < losses[0] / 2
 
 
-# ---------------------------------------------------------------------------------------------- losses that are no numbers
+# ---------------------------------------------------------------------------------------------- non-finite losses
 
 
 def fail_at(step, value):
@@ -713,14 +724,14 @@ def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(processes, killin
     """Ten times SIGKILL, each at a random moment within the first two epochs after the restart. Counted from the
     last whole epoch, so that a slow machine gets as far as a fast one."""
     stored, expected = killing_ground
-    moments, seconds = random.Random(1), sorted(expected.history["seconds"])[LONG.epochs // 2]
+    moments, seconds = random.Random(1), min(expected.history["seconds"])
     reached = []
     for _ in range(10):
         process, pipe = start(processes, stored, tmp_path)
         messages = wait_for("started", pipe)
-        if moments.random() < 0.6:
+        if moments.random() < 0.5:
             messages.append(pipe.recv())
-        process.join(moments.random() * 1.3 * seconds)  # an epoch's "seconds" do not hold the saving
+        process.join(moments.random() * 1.2 * seconds)  # an epoch's "seconds" do not hold the saving
         assert process.is_alive(), "the run was finished before it had been killed ten times"
         process.kill()
         process.join(60)
@@ -739,12 +750,13 @@ def test_killed_while_saving_a_run_ends_as_if_undisturbed(processes, killing_gro
     """Killed before and after each of the first files that a process puts in place: the rewritten history, the best
     weights, the history and the full state of one epoch and some of the next."""
     stored, expected = killing_ground
-    for number in range(1, 7):
+    for number in range(1, 6):
         for after in (False, True):
             process, _ = start(processes, stored, tmp_path, (number, after))
             process.join(60)
             assert process.exitcode == -signal.SIGKILL
-    assert list(tmp_path.rglob(".*.tmp"))  # the killed ones have left temporary files behind, which must not matter
+            if not after:
+                assert list(tmp_path.rglob(".*.tmp"))  # left behind, and must not matter
     process, pipe = start(processes, stored, tmp_path)
     assert wait_for("finished", pipe)[-1] == "finished"
     process.join(60)

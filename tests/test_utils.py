@@ -257,26 +257,27 @@ def test_loss_without_any_digit_is_finite(task, filler):
 
 
 @pytest.mark.parametrize(
-    ("task", "outputs", "labels"),
+    ("task", "outputs", "labels", "expected"),
     [
-        ("loc", (4, 14), (4, 6)),
-        ("loc", (4, 15), (3, 6)),
-        ("loc", (4, 15), (4, 5)),
-        ("loc", (15,), (6,)),
-        ("loc", (4, 6, 2, 3), (4, 2, 3, 6)),
-        ("det", (4, 15), (4, 6)),
-        ("det", (4, 10, 2, 3), (4, 2, 3, 6)),
-        ("det", (4, 6, 3, 2), (4, 2, 3, 6)),
-        ("det", (4, 6, 2, 3), (4, 6, 2, 3)),
-        ("det", (4, 6, 2, 3), (3, 2, 3, 6)),
+        ("loc", (4, 14), (4, 6), "(N, 15)"),
+        ("loc", (15,), (6,), "(N, 15)"),
+        ("loc", (4, 6, 2, 3), (4, 2, 3, 6), "(N, 15)"),
+        ("loc", (4, 15), (3, 6), "(4, 6)"),
+        ("loc", (4, 15), (4, 5), "(4, 6)"),
+        ("det", (4, 15), (4, 6), "(N, 6, 2, 3)"),
+        ("det", (4, 10, 2, 3), (4, 2, 3, 6), "(N, 6, 2, 3)"),
+        ("det", (4, 6, 3, 2), (4, 2, 3, 6), "(N, 6, 2, 3)"),
+        ("det", (4, 6, 2, 3), (4, 6, 2, 3), "(4, 2, 3, 6)"),
+        ("det", (4, 6, 2, 3), (3, 2, 3, 6), "(4, 2, 3, 6)"),
+        ("det", (4, 6, 2, 3), (24, 6), "(4, 2, 3, 6)"),
     ],
     ids=str,
 )
-def test_loss_names_the_shapes_it_expected(task, outputs, labels):
-    with pytest.raises(ValueError, match="expected") as refusal:
+def test_loss_names_the_shape_it_expected(task, outputs, labels, expected):
+    with pytest.raises(ValueError, match=task) as refusal:
         utils.combined_loss(torch.zeros(outputs), torch.zeros(labels), task)
-    wanted = ("(N, 15)", "(N, 6)") if task == "loc" else ("(N, 6, 2, 3)", "(N, 2, 3, 6)")
-    assert all(text in str(refusal.value) for text in (*wanted, str(outputs), str(labels)))
+    assert expected in str(refusal.value)
+    assert str(outputs if "N" in expected else labels) in str(refusal.value)  # and what was found
 
 
 def test_unknown_task_is_refused():
@@ -592,6 +593,49 @@ def test_decode_of_many_equals_decode_of_each(task):
         torch.testing.assert_close(found["scores"], alone["scores"])
 
 
+def test_suppression_by_hand():
+    """Digits 0 and 1 that straddle cells. Cell (0, 0) begins at (0, 0), cell (0, 1) at (20, 0), each is 20 x 24."""
+    cells = {
+        (0, 0): (2.0, 0.9, 0.5, 0.8, 0.5, 9.0),  # class 1, (10, 6, 26, 18), the surest
+        (0, 1): (1.0, 0.0, 0.5, 0.8, 0.5, 9.0),  # class 1, (12, 6, 28, 18): IoU 14 / 18 with the first
+        (0, 2): (0.5, -1.0, 0.5, 0.8, 0.5, -9.0),  # class 0, (12, 6, 28, 18)
+    }
+    outputs = det_outputs(cells, {(0, 1): cells[(0, 1)]})
+
+    def lefts(found):
+        return [[round(left) for left in each["boxes"][:, 0].tolist()] for each in found]
+
+    assert lefts(utils.decode(outputs, "det")) == [[10, 12, 12], [12]]
+    for nms_iou in (0.3, 0.77):  # 14 / 18 is 0.778
+        found = utils.decode(outputs, "det", nms_iou=nms_iou)
+        assert lefts(found) == [[10, 12], [12]]  # another class and another picture are left alone
+        assert found[0]["labels"].tolist() == [1, 0]
+    assert lefts(utils.decode(outputs, "det", nms_iou=0.79)) == [[10, 12, 12], [12]]
+
+
+@pytest.mark.parametrize("nms_iou", [-0.01, 1.01, math.nan])
+def test_suppression_refuses_what_is_no_iou(nms_iou):
+    with pytest.raises(ValueError, match="nms_iou"):
+        utils.decode(torch.zeros(1, 15), "loc", nms_iou=nms_iou)
+
+
+def test_suppression_of_many_equals_suppression_of_each():
+    outputs, _ = random_case("det", count=200, seed=12, dtype=torch.float32)
+    together, apart = utils.decode(outputs, "det", 0.2, nms_iou=0.1), utils.decode(outputs, "det", 0.2)
+    assert sum(len(found["scores"]) for found in together) < sum(len(found["scores"]) for found in apart)
+    for number, found in enumerate(together):
+        (alone,) = utils.decode(outputs[number : number + 1], "det", 0.2, nms_iou=0.1)
+        assert found["labels"].tolist() == alone["labels"].tolist()
+        torch.testing.assert_close(found["boxes"], alone["boxes"])
+
+
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_decode_names_the_shape_it_expected(task):
+    with pytest.raises(ValueError, match=r"\(N, ") as refusal:
+        utils.decode(torch.zeros(2, 14), task)
+    assert "(2, 14)" in str(refusal.value)
+
+
 # ---------------------------------------------------------------------------------------------- mAP
 
 
@@ -604,10 +648,15 @@ def perfect_outputs(labels, task):
     return torch.cat((presence, labels[:, 1:5], F.one_hot(labels[:, 5].long().clamp(min=0), 10) * 40.0), 1)
 
 
+def map_of(outputs, labels, task):
+    scores = utils.mean_average_precision(outputs, labels, task).scores
+    return {name: scores[name] for name in ("map", "map50", "map75")}
+
+
 @pytest.mark.parametrize("task", ["loc", "det"])
 def test_perfect_predictions_have_map_1(splits, task):
     labels = splits[task].train.labels
-    found = utils.mean_average_precision(perfect_outputs(labels, task), labels, task)
+    found = map_of(perfect_outputs(labels, task), labels, task)
     assert found == pytest.approx({"map": 1, "map50": 1, "map75": 1}, abs=1e-5)
 
 
@@ -616,13 +665,13 @@ def test_no_predictions_have_map_0(splits, task):
     labels = splits[task].train.labels
     outputs = perfect_outputs(labels, task)
     outputs[:, 0] = -20
-    assert utils.mean_average_precision(outputs, labels, task) == {"map": 0, "map50": 0, "map75": 0}
+    assert map_of(outputs, labels, task) == {"map": 0, "map50": 0, "map75": 0}
 
 
 def test_no_digits_have_map_0():
     """torchmetrics says -1 where there is nothing to find."""
     outputs, labels = random_case("det", count=3, share=0, dtype=torch.float32)
-    assert utils.mean_average_precision(outputs, labels, "det") == {"map": 0, "map50": 0, "map75": 0}
+    assert map_of(outputs, labels, "det") == {"map": 0, "map50": 0, "map75": 0}
 
 
 def test_map_of_one_hit_and_one_miss():
@@ -630,7 +679,7 @@ def test_map_of_one_hit_and_one_miss():
     labels = torch.tensor([[1, *FULL_BOX, 3], [1, *FULL_BOX, 3]])
     outputs = perfect_outputs(labels, "loc")
     outputs[1, 0] = -20
-    found = utils.mean_average_precision(outputs, labels, "loc")
+    found = map_of(outputs, labels, "loc")
     assert found == pytest.approx({"map": 51 / 101, "map50": 51 / 101, "map75": 51 / 101}, abs=1e-6)
 
 
@@ -639,7 +688,7 @@ def test_map_of_a_box_that_is_nearly_right():
     labels = torch.tensor([[1, 0.5, 0.5, 0.2, 0.5, 3]])
     outputs = perfect_outputs(labels, "loc")
     outputs[0, 4] = 0.32
-    found = utils.mean_average_precision(outputs, labels, "loc")
+    found = map_of(outputs, labels, "loc")
     assert found == pytest.approx({"map": 3 / 10, "map50": 1, "map75": 0}, abs=1e-6)
 
 
@@ -650,17 +699,32 @@ def test_map_counts_a_surer_false_alarm():
     outputs = perfect_outputs(labels, "loc")
     outputs[1] = loc_row(2.0, FULL_BOX, c3=40.0).float()
     outputs[0, 0] = 1.0
-    assert utils.mean_average_precision(outputs, labels, "loc")["map"] == pytest.approx(1 / 2, abs=1e-6)
+    assert map_of(outputs, labels, "loc")["map"] == pytest.approx(1 / 2, abs=1e-6)
     outputs[0, 0] = 3.0
-    assert utils.mean_average_precision(outputs, labels, "loc")["map"] == pytest.approx(1, abs=1e-6)
+    assert map_of(outputs, labels, "loc")["map"] == pytest.approx(1, abs=1e-6)
 
 
 def test_map_is_the_mean_over_classes():
     """Class 1 is found, class 0 is called 1 with less certainty: AP 1 and 0."""
     truth = {(0, 0): (1, *FULL_BOX, 1), (1, 2): (1, *FULL_BOX, 0)}
     said = {(0, 0): (5.0, *FULL_BOX, 5.0), (1, 2): (1.0, *FULL_BOX, 1.0)}
-    found = utils.mean_average_precision(det_outputs(said).float(), det_labels(truth).float(), "det")
+    found = map_of(det_outputs(said).float(), det_labels(truth).float(), "det")
     assert found["map50"] == pytest.approx(1 / 2, abs=1e-6)
+    scores, precision = utils.mean_average_precision(det_outputs(said).float(), det_labels(truth).float(), "det")
+    assert (scores["map_class0"], scores["map_class1"]) == (0, pytest.approx(1))
+    assert precision.shape == (10, 101, 2)
+    torch.testing.assert_close(precision[..., 1], torch.ones(10, 101))
+    assert (precision[..., 0] == 0).all()
+
+
+def test_classes_that_do_not_occur_have_no_precision():
+    labels = torch.tensor([[1, *FULL_BOX, 3], [1, *FULL_BOX, 5]])
+    outputs = perfect_outputs(labels, "loc")
+    outputs[1, 0], outputs[1, 5 + 7] = 5.0, 100.0  # class 5 is taken for 7
+    scores, precision = utils.mean_average_precision(outputs, labels, "loc")
+    assert {name for name in scores if name.startswith("map_class")} == {"map_class3", "map_class5"}
+    assert (scores["map_class3"], scores["map_class5"]) == (pytest.approx(1), 0)
+    assert precision.isnan().all((0, 1)).nonzero().flatten().tolist() == [0, 1, 2, 4, 6, 7, 8, 9]
 
 
 def test_map_counts_unsure_boxes_too():
@@ -668,4 +732,4 @@ def test_map_counts_unsure_boxes_too():
     labels = torch.tensor([[1, *FULL_BOX, 3]])
     outputs = perfect_outputs(labels, "loc")
     outputs[0, 0] = -1.0
-    assert utils.mean_average_precision(outputs, labels, "loc")["map"] == pytest.approx(1, abs=1e-6)
+    assert map_of(outputs, labels, "loc")["map"] == pytest.approx(1, abs=1e-6)
