@@ -3,10 +3,13 @@
 import ast
 import ctypes
 import hashlib
+import importlib.util
 import inspect
 import json
+import math
 import os
 import platform
+import subprocess
 import sys
 import textwrap
 import time
@@ -108,6 +111,22 @@ def figures_folder(profile: Profile) -> Path:
     return Path("figures") if profile.published else runs_folder() / profile.name / "figures"
 
 
+def prepare_colab(drive: Any) -> None:
+    """On Colab: install what it lacks, and keep runs on Google Drive if the user agrees. `drive` is google.colab's.
+
+    Colab's own torch stays as it is: pip leaves alone what is there and suffices.
+    """
+    lacking = [name for name in ("torchmetrics", "pycocotools") if importlib.util.find_spec(name) is None]
+    if lacking:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *lacking], check=True)
+    try:
+        drive.mount("/content/drive")
+    except Exception as error:  # Colab raises different ones when the user declines
+        print(f"Runs are kept on this machine only, without Drive ({error}).")
+    else:
+        os.environ.setdefault("RUNS_DIR", "/content/drive/MyDrive/digit-runs")
+
+
 # ---------------------------------------------------------------------------------------------- runs
 
 
@@ -177,14 +196,14 @@ def code_of(*pieces: type | Callable) -> str:
         tree = _definition(piece)
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-                node.body[0] = ast.Pass()
+                node.body = node.body[1:] or [ast.Pass()]
         found[name] = ast.unparse(tree)
         module = sys.modules[piece.__module__]
         for node in ast.walk(tree):
             used = getattr(module, node.id, None) if isinstance(node, ast.Name) else None
             if (inspect.isclass(used) or inspect.isfunction(used)) and used.__module__ == piece.__module__:
                 waiting.append(used)
-            elif isinstance(used, (int, float, tuple)):
+            elif isinstance(used, (int, float, str, tuple, list, dict)):
                 found[f"{piece.__module__}.{node.id}"] = repr(used)
     return "\n".join(f"# {name}\n{source}" for name, source in sorted(found.items()))
 
@@ -202,7 +221,7 @@ def _definition(piece: type | Callable) -> ast.AST:
 
 def describe_run(network: type[nn.Module], splits: Splits, normal: utils.Normalizer, settings: Settings) -> dict:
     """All that a run's result depends on; runs that differ in any of it are different runs."""
-    code = code_of(network, train_epoch, utils.combined_loss, utils.score, utils.Normalizer)
+    code = code_of(network, build, train_epoch, utils.Normalizer, utils.predict, utils.score)
     return {
         "network": network.__name__,
         "task": splits.task,
@@ -257,6 +276,8 @@ def fit(
             scores = {f"train_{name}": value for name, value in utils.score(outputs, train[1], task).items()}
             outputs = utils.predict(model, val[0], normal)
             scores |= {f"val_{name}": value for name, value in utils.score(outputs, val[1], task).items()}
+            if not math.isfinite(scores["val_loss"]):  # the last step may have spoilt the weights: never saved
+                raise NonFiniteLoss(f"{network.__name__}, epoch {epoch}: validation loss is {scores['val_loss']}")
             scores |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - began}
             for name, value in scores.items():
                 history.setdefault(name, []).append(value)

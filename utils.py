@@ -40,6 +40,9 @@ class Normalizer:
     @classmethod
     def fit(cls, pictures: Tensor) -> "Normalizer":
         """Mean and (population) standard deviation over all pixels of pictures, uint8 or float32 in [0, 1]."""
+        low, high = torch.aminmax(pictures)
+        if low == high:
+            raise ValueError(f"pictures: expected pixels that differ from each other, all are {low:g}")
         count, total, squares = 0, 0.0, 0.0
         for part in pictures.split(4096):  # a whole set in float64 would be 1.4 GB
             pixels = as_floats(part).double()
@@ -47,10 +50,7 @@ class Normalizer:
             total += pixels.sum().item()
             squares += pixels.square().sum().item()
         mean = total / count
-        std = math.sqrt(max(0.0, squares / count - mean**2))
-        if not std > 0:
-            raise ValueError(f"pictures: expected pixels that differ from each other, all are {mean:g}")
-        return cls(mean, std)
+        return cls(mean, math.sqrt(squares / count - mean**2))
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Pictures, uint8 or float32 in [0, 1] -> float32 of mean about 0 and standard deviation about 1."""
@@ -236,7 +236,7 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
 
     Returns per picture {"boxes": (k, 4) `xyxy` in pixels cut to the picture, "labels": (k,) int64,
     "scores": (k,) in [0, 1]}; the score is the probability that there is a digit times that of its class, and those
-    with sigmoid(pc) below the threshold are left out. With nms_iou, of boxes of one class that overlap by more than
+    whose sigmoid(pc) is not above the threshold are left out. With nms_iou, of boxes of one class that overlap by more than
     that only the best is kept (torchvision's batched_nms). Raises ValueError unless both are in [0, 1].
     """
     for name, value in (("threshold", threshold), ("nms_iou", 0 if nms_iou is None else nms_iou)):
@@ -256,8 +256,8 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
     size = values.new_tensor((WIDTH, HEIGHT, WIDTH, HEIGHT))
     boxes = torch.cat((values[..., 1:3], values[..., 3:5].clamp(min=0)), -1)
     boxes = torch.minimum(box_convert(boxes, "cxcywh", "xyxy").clamp(min=0) * size, size)
-    kept = presence >= threshold
-    if nms_iou is not None:
+    kept = presence > threshold  # as strict as `match` is
+    if nms_iou is not None and len(outputs):
         picture = torch.arange(len(outputs), device=outputs.device)[:, None].expand_as(category)
         group = picture * (int(category.max()) + 1) + category  # boxes compete within a picture and a class
         survivors = batched_nms(boxes[kept], scores[kept], group[kept], nms_iou)
@@ -509,7 +509,7 @@ def pick_failures(matches: Matches, pictures: int, count: int) -> Tensor:
 
 
 def _show_picture(axes: plt.Axes, picture: Tensor) -> None:
-    axes.imshow(as_floats(picture)[0], cmap="gray", vmin=0, vmax=1, extent=(0, WIDTH, HEIGHT, 0))
+    axes.imshow(as_floats(picture)[0].numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, WIDTH, HEIGHT, 0))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -649,7 +649,7 @@ def plot_labels(splits: Any) -> Figure:
     size = boxes[:, 2:] - boxes[:, :2]
     bins = np.arange(0, 45) - 0.5
     for side, label in ((0, "width"), (1, "height")):
-        middle.hist(size[:, side].round(), bins, alpha=0.6, label=f"{label}, mean {size[:, side].mean():.1f}")
+        middle.hist(size[:, side].round().numpy(), bins, alpha=0.6, label=f"{label}, mean {size[:, side].mean():.1f}")
     middle.set(title="box sizes, training", xlabel="pixels", ylabel="boxes")
     middle.set_ylim(0, middle.get_ylim()[1] * 1.25)
     middle.legend(frameon=False, loc="upper right")
@@ -671,7 +671,7 @@ def plot_grid(picture: Tensor, label: Tensor) -> Figure:
     truth = true_boxes(label[None], "det")[0]
     for box, category in zip(*truth.values(), strict=True):
         _draw_box(left, box, str(category.item()), TRUE, below=False)
-        left.plot((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, "+", color=TRUE, markersize=14, markeredgewidth=2.5)
+        left.plot(*((box[:2] + box[2:]) / 2).tolist(), "+", color=TRUE, markersize=14, markeredgewidth=2.5)
     right.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0), xticks=[], yticks=[], aspect="equal")
     for axis in (left, right):
         for column in range(COLUMNS + 1):
@@ -700,7 +700,7 @@ def plot_digits_per_picture(splits: Any) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.6))
     for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
         counts = getattr(splits, name).labels[..., 0].sum((1, 2)).long().bincount(minlength=5)
-        bars = left.bar(np.arange(5) + (number - 1) * 0.27, counts / counts.sum(), 0.27, label=label)
+        bars = left.bar(np.arange(5) + (number - 1) * 0.27, (counts / counts.sum()).numpy(), 0.27, label=label)
         if name == "train":
             left.bar_label(bars, [f"{count:,}" if count else "" for count in counts.tolist()], fontsize=12)
     left.set(
@@ -709,7 +709,7 @@ def plot_digits_per_picture(splits: Any) -> Figure:
     left.set_xticks(range(1, 5))
     left.legend(frameon=False)
     share = splits.train.labels[..., 0].mean(0)
-    image = right.imshow(share, cmap="magma", vmin=0, extent=(0, WIDTH, HEIGHT, 0))
+    image = right.imshow(share.numpy(), cmap="magma", vmin=0, extent=(0, WIDTH, HEIGHT, 0))
     for (row, column), value in np.ndenumerate(share.numpy()):
         x, y = (column + 0.5) * WIDTH / COLUMNS, (row + 0.5) * HEIGHT / ROWS
         right.text(
@@ -728,7 +728,7 @@ def plot_precision_recall(average: AveragePrecision, title: str) -> Figure:
         for place, iou in ((0, 0.5), (5, 0.75), (8, 0.9)):
             precision = average.precision[place, :, category]
             area = f"AP {precision.mean():.3f}" if not precision.isnan().any() else "does not occur"
-            axis.plot(recall, precision, label=f"IoU ≥ {iou:.2f}: {area}")
+            axis.plot(recall, precision.numpy(), label=f"IoU ≥ {iou:.2f}: {area}")
         axis.set(title=f"class {category}", xlabel="recall", xlim=(0, 1.02), ylim=(0, 1.05))
         axis.legend(frameon=False, loc="lower left")
     axes[0, 0].set_ylabel("precision")
@@ -756,8 +756,9 @@ def plot_pixels(splits: Any, normal: Normalizer) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(14, 4.4))
     for name, label in (("train", "training"), ("val", "validation"), ("test", "test")):
         pictures = getattr(splits, name).pictures[:4096]
-        axes[0].hist(as_floats(pictures).flatten(), 64, (0, 1), histtype="step", density=True, label=label, lw=2)
-        axes[1].hist(normal(pictures).flatten(), 64, histtype="step", density=True, label=label, lw=2)
+        style = {"bins": 64, "histtype": "step", "density": True, "label": label, "linewidth": 2}
+        axes[0].hist(as_floats(pictures).flatten().numpy(), **style)
+        axes[1].hist(normal(pictures).flatten().numpy(), **style)
     axes[0].set(title="as they are", xlabel="pixel value", ylabel="density")
     axes[1].set(title="normalised", xlabel="(pixel value − mean) / standard deviation", ylabel="density")
     axes[0].legend(frameon=False)
@@ -776,7 +777,7 @@ def plot_confusion(matrix: Tensor, title: str) -> Figure:
     names = [*map(str, range(len(matrix) - 1)), "none"]
     figure, axis = plt.subplots(figsize=(9.5, 8.4))
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix.numpy()):
         colour = "white" if shares[row, column] > 0.5 else "black" if count else "#bbbbbb"
         axis.text(column, row, f"{count}", ha="center", va="center", fontsize=12, color=colour)

@@ -103,7 +103,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", action="store_true", help="write the outputs into the notebooks themselves")
     store = parser.parse_args().store
-    profile = training.choose_profile()
+    try:
+        profile = training.choose_profile()
+    except ValueError as error:
+        parser.error(str(error))
     folder = training.runs_folder() / profile.name
     print(f"profile {profile.name}: {profile.about}", flush=True)
     copies = []
