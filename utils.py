@@ -236,8 +236,8 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
 
     Returns per picture {"boxes": (k, 4) `xyxy` in pixels cut to the picture, "labels": (k,) int64,
     "scores": (k,) in [0, 1]}; the score is the probability that there is a digit times that of its class, and those
-    whose sigmoid(pc) is not above the threshold are left out. With nms_iou, of boxes of one class that overlap by more than
-    that only the best is kept (torchvision's batched_nms). Raises ValueError unless both are in [0, 1].
+    whose sigmoid(pc) is not above the threshold are left out. With nms_iou, of boxes of one class that overlap by more
+    than that only the best is kept (torchvision's batched_nms). Raises ValueError unless both are in [0, 1].
     """
     for name, value in (("threshold", threshold), ("nms_iou", 0 if nms_iou is None else nms_iou)):
         if not 0 <= value <= 1:
