@@ -236,7 +236,7 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
 
     Returns per picture {"boxes": (k, 4) `xyxy` in pixels cut to the picture, "labels": (k,) int64,
     "scores": (k,) in [0, 1]}; the score is the probability that there is a digit times that of its class, and those
-    whose sigmoid(pc) is not above the threshold are left out. With nms_iou, of boxes of one class that overlap by more
+    whose sigmoid(pc) is below the threshold are left out. With nms_iou, of boxes of one class that overlap by more
     than that only the best is kept (torchvision's batched_nms). Raises ValueError unless both are in [0, 1].
     """
     for name, value in (("threshold", threshold), ("nms_iou", 0 if nms_iou is None else nms_iou)):
@@ -256,7 +256,7 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
     size = values.new_tensor((WIDTH, HEIGHT, WIDTH, HEIGHT))
     boxes = torch.cat((values[..., 1:3], values[..., 3:5].clamp(min=0)), -1)
     boxes = torch.minimum(box_convert(boxes, "cxcywh", "xyxy").clamp(min=0) * size, size)
-    kept = presence > threshold  # as strict as `match` is
+    kept = presence >= threshold
     if nms_iou is not None and len(outputs):
         picture = torch.arange(len(outputs), device=outputs.device)[:, None].expand_as(category)
         group = picture * (int(category.max()) + 1) + category  # boxes compete within a picture and a class
