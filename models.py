@@ -4,10 +4,14 @@ All take normalised pictures (N, 1, 48, 60). A localizer returns (N, 15) =
 [pc logit, x, y, w, h, ten class logits]; a detector returns (N, 6, 2, 3) =
 [pc logit, x, y, w, h, one class logit] for each cell of the 2x3 grid.
 
-The six networks follow the course's reference submission (INF265, project 2, spring 2024).
+Six networks follow the course's reference submission (INF265, project 2, spring 2024); CompactNet and CompactNet2 are
+this project's own.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 PICTURE = (1, 48, 60)  # channel, height, width
@@ -31,6 +35,14 @@ def linear(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
 
 
+def check_pictures(network: nn.Module, pictures: Tensor) -> None:
+    """Raise ValueError unless pictures are (N, 1, 48, 60)."""
+    if tuple(pictures.shape[1:]) != PICTURE:
+        raise ValueError(
+            f"{type(network).__name__} expects pictures of shape (N, 1, 48, 60), got {tuple(pictures.shape)}"
+        )
+
+
 class Network(nn.Module):
     """A plain stack of layers that refuses pictures of another shape."""
 
@@ -39,10 +51,7 @@ class Network(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        if tuple(pictures.shape[1:]) != PICTURE:
-            raise ValueError(
-                f"{type(self).__name__} expects pictures of shape (N, 1, 48, 60), got {tuple(pictures.shape)}"
-            )
+        check_pictures(self, pictures)
         return self.layers(pictures)
 
 
@@ -161,8 +170,107 @@ class FloNet2(Network):
         )
 
 
-LOCALIZERS: tuple[type[Network], ...] = (SkreNet, FloNet, SimpleNet)
-DETECTORS: tuple[type[Network], ...] = (SkreNet2, SimpleNet2, FloNet2)
+# ---------------------------------------------------------------------------------------------- this project's own
+
+
+def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution without bias, batch norm, ReLU; stride 2 halves height and width, rounding up."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class Backbone(nn.Module):
+    """Pictures (N, 1, 48, 60) -> features (N, 64, 12, 15), each of which has seen the whole of the largest digit.
+
+    Down to 3x4 for context and up again for place, as in a feature pyramid (Lin et al., 2017). Nothing works at full
+    size: the first step folds every 2x2 pixels into four channels, which loses nothing and saves three quarters of
+    the arithmetic.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stage2 = nn.Sequential(nn.PixelUnshuffle(2), block(4, 32), block(32, 32))  # 48x60 -> 24x30
+        self.stage4 = nn.Sequential(block(32, 64, stride=2), block(64, 64))  # 24x30 -> 12x15
+        self.stage8 = nn.Sequential(block(64, 128, stride=2), block(128, 128))  # 12x15 -> 6x8
+        self.stage16 = nn.Sequential(block(128, 128, stride=2), block(128, 128))  # 6x8 -> 3x4
+        self.lateral = nn.Conv2d(128, 64, 1)  # 6x8
+        self.merge = block(64, 64)  # 12x15
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        quarter = self.stage4(self.stage2(pictures))  # 12x15
+        eighth = self.stage8(quarter)  # 6x8
+        eighth = eighth + F.interpolate(self.stage16(eighth), size=eighth.shape[-2:])  # 3x4 -> 6x8
+        return self.merge(quarter + F.interpolate(self.lateral(eighth), size=quarter.shape[-2:]))  # 6x8 -> 12x15
+
+
+class GridNetwork(nn.Module):
+    """One digit per cell of a grid of rows x columns, found by letting every place of the picture speak.
+
+    Each of the backbone's 12x15 places says how surely the digit of its cell has its centre there, how far the box's
+    four edges lie from it, and which class it is. A cell's answer is the mean over its places, weighted by the softmax
+    of that certainty; its presence logit is their log-sum-exp. So the same weights find a digit wherever it lies, as
+    in FCOS (Tian et al., 2019), but there is one box per cell and no suppression, and training needs no rule that
+    assigns boxes to places: the loss of the cell's answer reaches the certainties too. Widths and heights are positive.
+    """
+
+    bounded = True  # boxes need no further squashing
+
+    def __init__(self, rows: int, columns: int, classes: int):
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.backbone = Backbone()
+        self.head = nn.Conv2d(64, 5 + classes, 1)  # 12x15
+        nn.init.zeros_(self.head.bias)
+        places = 12 * 15 // (rows * columns)
+        nn.init.constant_(self.head.bias[:1], -math.log(places))  # every presence begins at about one half
+        y, x = torch.meshgrid((torch.arange(12) + 0.5) / 12, (torch.arange(15) + 0.5) / 15, indexing="ij")
+        self.register_buffer("centres", torch.stack((x, y)), persistent=False)  # (2, 12, 15), fractions of the picture
+
+    def cells(self, pictures: Tensor) -> Tensor:
+        """(N, rows, columns, 5 + classes): logits, and boxes in fractions of the picture."""
+        check_pictures(self, pictures)
+        found = self.head(self.backbone(pictures))  # (N, 5 + classes, 12, 15)
+        distances = F.softplus(found[:, 1:5]) / 4  # to the left, top, right and bottom edge
+        low, high = self.centres - distances[:, :2], self.centres + distances[:, 2:]
+        values = torch.cat((found[:, :1], (low + high) / 2, high - low, found[:, 5:]), 1)
+        count, channels = values.shape[:2]
+        values = values.reshape(count, channels, self.rows, 12 // self.rows, self.columns, 15 // self.columns)
+        values = values.permute(0, 2, 4, 1, 3, 5).flatten(4)  # (N, rows, columns, 5 + classes, places)
+        certainty = values[..., :1, :]
+        answers = (values[..., 1:, :] * certainty.softmax(-1)).sum(-1)
+        return torch.cat((certainty.logsumexp(-1), answers), -1)
+
+
+class CompactNet(GridNetwork):
+    """Localization: the whole picture is the one cell."""
+
+    def __init__(self):
+        super().__init__(1, 1, 10)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.cells(pictures).flatten(1)  # (N, 1, 1, 15) -> (N, 15)
+
+
+class CompactNet2(GridNetwork):
+    """Detection: the same, for each cell of the 2x3 grid."""
+
+    def __init__(self):
+        super().__init__(2, 3, 1)
+        row, column = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
+        zero = torch.zeros(2, 3)
+        # pc, x, y, w, h, class: from fractions of the picture to units of the cell
+        self.register_buffer("scale", torch.tensor((1.0, 3, 2, 3, 2, 1)), persistent=False)
+        self.register_buffer("offset", torch.stack((zero, column, row, zero, zero, zero), -1), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return (self.cells(pictures) * self.scale - self.offset).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
+
+
+REFERENCE_LOCALIZERS: tuple[type[nn.Module], ...] = (SkreNet, FloNet, SimpleNet)
+REFERENCE_DETECTORS: tuple[type[nn.Module], ...] = (SkreNet2, SimpleNet2, FloNet2)
+LOCALIZERS = (*REFERENCE_LOCALIZERS, CompactNet)
+DETECTORS = (*REFERENCE_DETECTORS, CompactNet2)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -170,24 +278,35 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def list_layers(network: Network) -> list[tuple[str, str, int]]:
+def list_layers(network: nn.Module) -> list[tuple[str, str, int]]:
     """Each layer with weights, and each pooling, in order: (description, output size, parameters)."""
-    rows, pictures = [], torch.zeros(1, *PICTURE)
+    rows = []
+
+    def note(layer: nn.Module, _: tuple, output: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            kernel = "x".join(map(str, layer.kernel_size))
+            name = f"convolution {kernel}" + (", stride 2" if layer.stride == (2, 2) else "")
+        else:
+            name = NAMES[type(layer)]
+        rows.append((name, "x".join(map(str, output.shape[1:])), count_parameters(layer)))
+
+    listed = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, *NAMES))]
+    hooks = [layer.register_forward_hook(note) for layer in listed]
     was_training = network.training
     network.eval()  # batch norm has no statistics of a single empty picture
-    with torch.inference_mode():
-        for layer in network.layers:
-            pictures = layer(pictures)
-            size = "x".join(map(str, pictures.shape[1:]))
-            if isinstance(layer, nn.Conv2d):
-                rows.append(
-                    (f"convolution {layer.kernel_size[0]}x{layer.kernel_size[1]}", size, count_parameters(layer))
-                )
-            elif isinstance(layer, nn.Linear):
-                rows.append(("linear", size, count_parameters(layer)))
-            elif isinstance(layer, nn.BatchNorm2d):
-                rows.append(("batch norm", size, count_parameters(layer)))
-            elif isinstance(layer, nn.MaxPool2d):
-                rows.append(("max pooling 2x2", size, 0))
-    network.train(was_training)
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, *PICTURE))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
     return rows
+
+
+NAMES = {
+    nn.Linear: "linear",
+    nn.BatchNorm2d: "batch norm",
+    nn.MaxPool2d: "max pooling 2x2",
+    nn.PixelUnshuffle: "2x2 pixels to channels",
+}

@@ -13,17 +13,20 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import utils
-from data import FULL, DataError, Splits
+from data import FULL, DataError, Splits, augment
 from data.files import load_tensors, save_pickle, save_tensors, write_whole
+from data.labels import COLUMNS, ROWS
 
 # ---------------------------------------------------------------------------------------------- settings
 
@@ -37,6 +40,44 @@ class Settings:
     learning_rate: float = 0.05  # plain SGD
     momentum: float = 0.0
     seed: int = 42  # initial weights, and the order of the pictures in every epoch
+    optimizer: str = "sgd"  # or "adamw", which scales the step of every weight by itself
+    weight_decay: float = 0.0  # of kernels and matrices; never of biases and batch norm
+    one_cycle: bool = False  # learning rate up to its value in the first fifth and down to nothing at the end
+    bounded_boxes: bool = False  # a sigmoid on x, y, w, h; GIoU has no gradient for boxes of negative size
+    box_loss: str = "mse"  # or "giou", see `utils.combined_loss`
+    shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
+    averaging: float = 0.0  # decay per step of a running mean of the weights, which is what is validated; 0: none
+
+    def __post_init__(self):
+        for name, allowed in (("optimizer", ("sgd", "adamw")), ("box_loss", utils.BOX_LOSSES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("shift", 0, 24), ("averaging", 0, 1)):
+            value = getattr(self, name)
+            if value < low or (high is not None and value > high):
+                limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
+                raise ValueError(f"{name}: expected a number {limits}, found {value}")
+
+
+REFERENCE = Settings()
+OWN = Settings(
+    learning_rate=4e-3,
+    optimizer="adamw",
+    weight_decay=0.05,
+    one_cycle=True,
+    bounded_boxes=True,
+    box_loss="giou",
+    shift=8,
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """How large the runs are that compare recipes: small enough for many of them."""
+
+    pictures: int  # training pictures
+    epochs: int
+    seeds: tuple[int, ...]  # of the last rows; the others are trained with the first only
 
 
 @dataclass(frozen=True)
@@ -46,8 +87,10 @@ class Profile:
     name: str
     about: str
     sizes: dict[str, tuple[int, int, int]]  # task -> how many training, validation and test pictures
-    settings: Settings
+    settings: Settings  # for the reference's networks
+    own: Settings  # for this project's
     published: bool  # whether its figures go to figures/ and count as the submission's
+    study: Study | None = None
     # At most so many training pictures for a network that would take hours of a CPU: FloNet2 works with up to 100
     # channels at full size, fifty times the arithmetic of SimpleNet2.
     caps: dict[str, int] = field(default_factory=dict)
@@ -56,32 +99,45 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("full", "all pictures, 60 epochs: the submission, for a GPU", FULL, Settings(), True),
-        # The full recipe on everything, as far as two cores get in about an hour.
+        Profile(
+            "full",
+            "all pictures, 60 epochs: the submission, for a GPU",
+            FULL,
+            REFERENCE,
+            OWN,
+            published=True,
+            study=Study(20_000, 10, (42, 43, 44)),
+        ),
+        # The full recipe on everything, as far as two cores get in two hours.
         Profile(
             "long",
-            "all pictures, 6 epochs: the full run cut short, for a CPU",
+            "all pictures, few epochs: the full run cut short, for a CPU",
             FULL,
-            Settings(epochs=6),
-            True,
-            {"FloNet2": 2_000},
+            replace(REFERENCE, epochs=3),
+            replace(OWN, epochs=16),
+            published=True,
+            study=Study(5_000, 4, (42, 43)),
+            caps={"FloNet2": 2_000},
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
             "quick",
             "some pictures, some epochs: minutes on a CPU",
-            {"loc": (4_000, 1_000, 2_000), "det": (3_000, 400, 1_000)},
-            Settings(epochs=5, learning_rate=0.02, momentum=0.9),
-            False,
-            {"FloNet2": 200},
+            {"loc": (12_000, 1_000, 2_000), "det": (10_000, 500, 1_000)},
+            replace(REFERENCE, epochs=4, learning_rate=0.02, momentum=0.9),
+            replace(OWN, epochs=6),
+            published=False,
+            caps={"SkreNet": 2_500, "FloNet": 4_000, "SimpleNet": 4_000, "SkreNet2": 3_000, "FloNet2": 200},
         ),
         Profile(
             "smoke",
             "a handful of pictures, to see that everything runs",
             {"loc": (256, 128, 128), "det": (128, 32, 64)},
-            Settings(epochs=2, learning_rate=0.02, momentum=0.9),
-            False,
-            {"FloNet2": 32},
+            replace(REFERENCE, epochs=2, learning_rate=0.02, momentum=0.9),
+            replace(OWN, epochs=2),
+            published=False,
+            study=Study(64, 1, (42,)),
+            caps={"FloNet2": 32},
         ),
     )
 }
@@ -137,6 +193,7 @@ class Run:
     network: type[nn.Module]
     task: str
     folder: Path
+    settings: Settings
     pictures: int  # how many it was trained on
     history: dict[str, list[float]]  # a list per column, an entry per epoch
     how: str  # "trained", "continued after epoch k" or "loaded"
@@ -166,8 +223,8 @@ class Run:
 
     def best(self, device: torch.device | None = None) -> nn.Module:
         """The network with the weights of its best epoch, in evaluation mode."""
-        network = self.network()
-        network.load_state_dict(load_tensors(best_file(self.folder, self.best_epoch))["network"])
+        network = assemble(self.network, self.settings)
+        network.load_state_dict(load_tensors(best_file(self.folder, self.best_epoch))["model"])
         return network.to(device or choose_device(), memory_format=torch.channels_last).eval()
 
 
@@ -221,7 +278,7 @@ def _definition(piece: type | Callable) -> ast.AST:
 
 def describe_run(network: type[nn.Module], splits: Splits, normal: utils.Normalizer, settings: Settings) -> dict:
     """All that a run's result depends on; runs that differ in any of it are different runs."""
-    code = code_of(network, build, train_epoch, utils.Normalizer, utils.predict, utils.score)
+    code = code_of(network, build, train_epoch, utils.Normalizer, utils.predict, utils.score, augment.shift)
     return {
         "network": network.__name__,
         "task": splits.task,
@@ -247,6 +304,7 @@ def fit(
     settings: Settings,
     runs: Path | None = None,
     device: torch.device | None = None,
+    quiet: bool = False,
 ) -> Run:
     """Train a network, or continue or load the run that did; only one with the same settings, data and code counts.
 
@@ -254,48 +312,56 @@ def fit(
     the best epoch so far, and last.pt, the full state. Killed at any moment, the next call continues after the last
     whole epoch and ends with the same history and weights, bit for bit on the same machine's CPU.
 
-    Training scores are gathered during the epoch, on the weights as they change. Raises NonFiniteLoss.
+    Training scores are gathered during the epoch, on the weights as they change. With `quiet` a notebook keeps a line
+    of it and no log of the epochs. Raises NonFiniteLoss.
     """
     description = describe_run(network, splits, normal, settings)
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(runs or runs_folder()) / f"{task}-{network.__name__}-{key}"
     device = device or choose_device()
     keep_freed_memory()
-    model, optimizer = build(network, settings, device)
-    history = resume(folder, model, optimizer)
+    trainee = build(network, settings, device, len(splits.train))
+    history = resume(folder, trainee)
     done = len(history.get("seconds", []))
     how = "loaded" if done == settings.epochs else f"continued after epoch {done}" if done else "trained"
     if done < settings.epochs:
         if not done:
             write_whole(folder / "run.json", lambda file: file.write(json.dumps(description, indent=1).encode()))
         train, val = ((part.pictures.to(device), part.labels.to(device)) for part in (splits.train, splits.val))
-        progress = Progress(network.__name__, settings, len(splits.train), done)
+        progress = Progress(network.__name__, settings, len(splits.train), done, quiet)
         for epoch in range(done + 1, settings.epochs + 1):
             began = time.perf_counter()
-            outputs = train_epoch(model, optimizer, *train, normal, task, settings, epoch, progress.step)
-            scores = {f"train_{name}": value for name, value in utils.score(outputs, train[1], task).items()}
-            outputs = utils.predict(model, val[0], normal)
+            outputs, targets = train_epoch(trainee, *train, normal, task, settings, epoch, progress.step)
+            scores = {f"train_{name}": value for name, value in utils.score(outputs, targets, task).items()}
+            outputs = utils.predict(trainee.validated, val[0], normal)
             scores |= {f"val_{name}": value for name, value in utils.score(outputs, val[1], task).items()}
             if not math.isfinite(scores["val_loss"]):  # the last step may have spoilt the weights: never saved
                 raise NonFiniteLoss(f"{network.__name__}, epoch {epoch}: validation loss is {scores['val_loss']}")
-            scores |= {"learning_rate": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - began}
+            rate = trainee.optimizer.param_groups[0]["lr"]
+            scores |= {"learning_rate": rate, "seconds": time.perf_counter() - began}
             for name, value in scores.items():
                 history.setdefault(name, []).append(value)
-            save(folder, model, optimizer, history)
+            save(folder, trainee, history)
             progress.epoch(history)
         progress.close()
-    return Run(network, task, folder, len(splits.train), history, how)
+    return Run(network, task, folder, settings, len(splits.train), history, how)
 
 
 def fit_all(
-    networks: Sequence[type[nn.Module]], splits: Splits, normal: utils.Normalizer, task: str, profile: Profile
+    networks: Sequence[type[nn.Module]],
+    splits: Splits,
+    normal: utils.Normalizer,
+    task: str,
+    settings: Settings,
+    caps: Mapping[str, int],
 ) -> list[Run]:
-    """`fit` each network with the profile's settings, and print what was done."""
+    """`fit` each network with the settings, and print what was done. A network named in caps gets only so many
+    training pictures."""
     runs = []
     for network in networks:
-        cap = profile.caps.get(network.__name__, len(splits.train))
+        cap = caps.get(network.__name__, len(splits.train))
         train = splits.train if cap >= len(splits.train) else splits.train.head(cap)
-        run = fit(network, replace(splits, train=train), normal, task, profile.settings)
+        run = fit(network, replace(splits, train=train), normal, task, settings)
         print(
             f"{run.name}: {run.how}, {run.pictures:,} pictures, best epoch {run.best_epoch} of "
             f"{len(run.history['seconds'])}, {sum(run.history['seconds']) / 60:.1f} minutes of training"
@@ -304,9 +370,90 @@ def fit_all(
     return runs
 
 
+class Trial(NamedTuple):
+    """A row of a comparison of recipes."""
+
+    name: str
+    network: type[nn.Module]
+    settings: Settings
+    seeds: tuple[int, ...]
+
+
+def plan_ablation(start: type[nn.Module], own: type[nn.Module], profile: Profile) -> list[Trial]:
+    """From a network with the reference's recipe to this project's, one change at a time."""
+    study, network, settings = profile.study, start, replace(REFERENCE, epochs=profile.study.epochs)
+    trials = [Trial(f"{start.__name__}, the reference's recipe", network, settings, study.seeds[:1])]
+    for name, fields in (
+        ("+ AdamW, one cycle of the learning rate", ("optimizer", "learning_rate", "weight_decay", "one_cycle")),
+        ("+ boxes bounded by a sigmoid", ("bounded_boxes",)),
+        ("+ L1 and GIoU for squared errors", ("box_loss",)),
+        (f"+ {own.__name__} for {start.__name__}", ()),
+        ("+ pictures shifted anew in every epoch", ("shift",)),
+    ):
+        network = own if not fields else network
+        settings = replace(settings, **{field: getattr(profile.own, field) for field in fields})
+        trials.append(Trial(name, network, settings, study.seeds if network is own else study.seeds[:1]))
+    averaged = replace(settings, averaging=0.99)
+    return [*trials, Trial("tried: weights averaged over about 100 steps", network, averaged, study.seeds)]
+
+
+def plan_comparison(networks: Sequence[type[nn.Module]], profile: Profile) -> list[Trial]:
+    """Every network with either recipe."""
+    study = profile.study
+    return [
+        Trial(name, network, replace(settings, epochs=study.epochs), study.seeds[:1])
+        for network in networks
+        for name, settings in (("reference", REFERENCE), ("new", profile.own))
+    ]
+
+
+def try_out(
+    trials: Sequence[Trial], splits: Splits, normal: utils.Normalizer, task: str, profile: Profile
+) -> list[dict[str, Any]]:
+    """Train each trial with each of its seeds on the study's pictures, and score it on the validation pictures.
+
+    Returns a dict per trial: name, network, pictures, and seeds, a list of validation scores in the best epoch.
+    """
+    rows = []
+    for trial in trials:
+        count = min(profile.study.pictures, profile.caps.get(trial.network.__name__, len(splits.train)))
+        part = replace(splits, train=splits.train.head(count))
+        scores = [
+            fit(trial.network, part, normal, task, replace(trial.settings, seed=seed), quiet=True).val
+            for seed in trial.seeds
+        ]
+        rows.append(
+            {"name": trial.name, "network": trial.network.__name__, "pictures": len(part.train), "seeds": scores}
+        )
+    return rows
+
+
+class Trainee(NamedTuple):
+    """A network and all that changes with it while it is trained."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler | None  # steps with every batch
+    average: AveragedModel | None  # running mean of the model's weights and batch norm statistics
+
+    @property
+    def validated(self) -> nn.Module:
+        """The network whose scores count and whose weights are kept."""
+        return self.model if self.average is None else self.average.module
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training needs to go on as if it had not stopped."""
+        return {name: part.state_dict() for name, part in self._asdict().items() if part is not None}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        for name, part in self._asdict().items():
+            if part is not None:
+                part.load_state_dict(state[name])
+
+
 def train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    trainee: Trainee,
     pictures: Tensor,
     labels: Tensor,
     normal: utils.Normalizer,
@@ -314,25 +461,38 @@ def train_epoch(
     settings: Settings,
     epoch: int,
     step_done: Callable[[int], None],
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """One pass over all pictures in an order drawn from seed and epoch. Returns the outputs for each picture, in the
-    pictures' own order, that the network gave when it was trained on it.
+    pictures' own order, that the network gave when it was trained on it, and the labels that it was trained on,
+    which differ from `labels` where pictures are shifted.
 
     On a GPU nothing waits for the device until the epoch's end, where a non-finite loss is then found; on a CPU
     every step is checked.
     """
+    model, optimizer, schedule, average = trainee
     model.train()
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(settings.seed * 100_003 + epoch))
+    generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
+    order = torch.randperm(len(pictures), generator=generator)
+    # Drawn on the CPU, so that every device sees the same pictures.
+    moves = torch.rand(len(pictures), 2, generator=generator).to(pictures.device) if settings.shift else None
     batches = order.to(pictures.device).split(settings.batch_size)
     losses = torch.zeros(len(batches), 4, device=pictures.device)
-    outputs = None
+    outputs, targets = None, labels.clone() if settings.shift else labels
     for step, index in enumerate(batches):
-        batch = normal(pictures[index]).contiguous(memory_format=torch.channels_last)
+        batch, target = pictures[index], labels[index]
+        if moves is not None:
+            batch, target = augment.shift(batch, target, task, settings.shift, moves[index])
+            targets[index] = target
+        batch = normal(batch).contiguous(memory_format=torch.channels_last)
         found = model(batch)
-        loss = utils.combined_loss(found, labels[index], task)
+        loss = utils.combined_loss(found, target, task, settings.box_loss)
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        if average is not None:
+            average.update_parameters(model)
         losses[step] = torch.stack(loss).detach()
         if outputs is None:
             outputs = found.new_empty(len(pictures), *found.shape[1:])
@@ -341,7 +501,7 @@ def train_epoch(
             check_finite(losses[step : step + 1], model, epoch, step)
         step_done(step + 1)
     check_finite(losses, model, epoch, 0)
-    return outputs
+    return outputs, targets
 
 
 def check_finite(losses: Tensor, model: nn.Module, epoch: int, first: int) -> None:
@@ -355,34 +515,74 @@ def check_finite(losses: Tensor, model: nn.Module, epoch: int, first: int) -> No
         )
 
 
-def build(
-    network: type[nn.Module], settings: Settings, device: torch.device
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The network with its initial weights, which follow from the seed alone, and its optimizer."""
+class BoundedBoxes(nn.Module):
+    """A network whose box numbers go through a sigmoid, so that no box is negative or larger than the picture.
+
+    Outputs are (N, 15) or (N, 6, 2, 3); in the latter a box is up to three cells wide and two high.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        outputs = self.network(pictures)
+        pc, box, category = outputs[:, :1], outputs[:, 1:5].sigmoid(), outputs[:, 5:]
+        if outputs.ndim == 4:
+            box = box * box.new_tensor((1.0, 1.0, COLUMNS, ROWS))[:, None, None]
+        return torch.cat((pc, box, category), 1)
+
+
+def assemble(network: type[nn.Module], settings: Settings) -> nn.Module:
+    """The network as the settings want it, with new weights."""
+    model = network()
+    if settings.bounded_boxes and not getattr(model, "bounded", False):
+        model = BoundedBoxes(model)
+    return model
+
+
+def build(network: type[nn.Module], settings: Settings, device: torch.device, pictures: int = 1) -> Trainee:
+    """The network with its initial weights, which follow from the seed alone, and what trains it on so many
+    pictures."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = network()  # on the CPU, so that every device starts from the same weights
+        model = assemble(network, settings)  # on the CPU, so that every device starts from the same weights
     model.to(device, memory_format=torch.channels_last)  # 1.3 times as fast in training on a CPU
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
-    return model, optimizer
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    else:
+        groups = [{"params": [p for p in model.parameters() if p.ndim > 1]}]
+        groups += [{"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    schedule = average = None
+    if settings.one_cycle:
+        steps = settings.epochs * math.ceil(pictures / settings.batch_size)
+        schedule = OneCycleLR(optimizer, settings.learning_rate, steps, pct_start=0.2, cycle_momentum=False)
+    if settings.averaging:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)
+    return Trainee(model, optimizer, schedule, average)
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: dict[str, list[float]]) -> None:
+def save(folder: Path, trainee: Trainee, history: dict[str, list[float]]) -> None:
     """Write what an epoch has brought. last.pt comes last: what it does not speak of has not happened."""
     best, epoch = best_epoch(history), len(history["seconds"])
     if best == epoch:
-        save_tensors(best_file(folder, epoch), {"epoch": epoch, "network": model.state_dict()})
+        save_tensors(best_file(folder, epoch), {"epoch": epoch, "model": trainee.validated.state_dict()})
     save_pickle(folder / "history.pkl", history)
-    state = {"epoch": epoch, "network": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-    save_tensors(folder / "last.pt", state)
+    save_tensors(folder / "last.pt", {"epoch": epoch, "history": history, **trainee.state()})
     for old in folder.glob("best-*.pt"):
         if old != best_file(folder, best):
             old.unlink()
 
 
-def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, list[float]]:
-    """Bring model and optimizer to the state after the last whole epoch and return the history until then; an empty
-    one where the run has not begun, or where its files are damaged, which is said."""
+def resume(folder: Path, trainee: Trainee) -> dict[str, list[float]]:
+    """Bring the trainee to the state after the last whole epoch and return the history until then; an empty one
+    where the run has not begun, or where its files are damaged, which is said."""
     if not (folder / "last.pt").exists():
         return {}
     try:
@@ -390,10 +590,9 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         history = state["history"]
         load_tensors(best_file(folder, best_epoch(history)))
     except DataError as error:
-        print(f"{type(model).__name__}: starts anew, the run before cannot be used: {error}")
+        print(f"{type(trainee.model).__name__}: starts anew, the run before cannot be used: {error}")
         return {}
-    model.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
+    trainee.load_state(state)
     save_pickle(folder / "history.pkl", history)  # may be an epoch ahead of last.pt
     return history
 
@@ -414,12 +613,13 @@ def overfit(
     labels: Tensor,
     normal: utils.Normalizer,
     task: str,
+    settings: Settings,
     device: torch.device,
     steps: int,
 ) -> list[float]:
     """Sanity check: the loss before each of `steps` steps of Adam on one batch. It should come down to little."""
     keep_freed_memory()
-    model, _ = build(network, Settings(), device)
+    model = build(network, settings, device).model
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)  # gets there in fewer steps than plain SGD
     batch, target = normal(pictures.to(device)).contiguous(memory_format=torch.channels_last), labels.to(device)
     losses = []
@@ -433,14 +633,23 @@ def overfit(
 
 
 def summarize(
-    profile: Profile, splits: Splits, normal: utils.Normalizer, runs: Sequence[Run], best: Run, test: dict[str, float]
+    profile: Profile,
+    splits: Splits,
+    normal: utils.Normalizer,
+    runs: Sequence[Run],
+    best: Run,
+    test: dict[str, float],
+    baseline: Run,
+    baseline_test: dict[str, float],
+    study: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What results.json holds of a task: how it was run, every network's scores in its best epoch, the test scores."""
+    """What results.json holds of a task: how it was run, every network's scores in its best epoch, the test scores of
+    the selected network and, for comparison, of the reference's best, and the comparison of recipes if one was made.
+    """
     return {
         "profile": profile.name,
         "source": splits.source,
         "pictures": {name: len(getattr(splits, name)) for name in ("train", "val", "test")},
-        "settings": asdict(profile.settings),
         "normalization": asdict(normal),
         "versions": utils.versions(),
         "networks": {
@@ -450,6 +659,7 @@ def summarize(
                 "best_epoch": run.best_epoch,
                 "epochs": len(run.history["seconds"]),
                 "seconds": round(sum(run.history["seconds"]), 1),
+                "settings": asdict(run.settings),
                 "train": run.train,
                 "val": run.val,
             }
@@ -457,7 +667,28 @@ def summarize(
         },
         "selected": best.name,
         "test": test,
+        "reference": {"network": baseline.name, "test": baseline_test},
+        "study": study,
     }
+
+
+def save_weights(run: Run, splits: Splits, normal: utils.Normalizer, path: Path) -> None:
+    """Write the weights of a run's best epoch with all that using them takes: tensors and plain values only, to be
+    read with `weights_only=True`."""
+    save_tensors(
+        path,
+        {
+            "network": run.name,
+            "task": run.task,
+            "weights": run.best(torch.device("cpu")).state_dict(),
+            "normalization": asdict(normal),
+            "settings": asdict(run.settings),
+            "source": splits.source,
+            "pictures": run.pictures,
+            "epoch": run.best_epoch,
+            "validation": run.val,
+        },
+    )
 
 
 # ---------------------------------------------------------------------------------------------- progress
@@ -471,6 +702,7 @@ class Progress:
     settings: Settings
     pictures: int
     done: int
+    quiet: bool = False
     history: dict[str, list[float]] = field(default_factory=dict)
     shown: float = 0.0
     display: Any = None
@@ -501,7 +733,7 @@ class Progress:
     def close(self) -> None:
         """At the end: the live line becomes a short log."""
         if self.display is not None:
-            self.display.update(_Text(short_log(self.history)))
+            self.display.update(_Text(one_line_log(self) if self.quiet else short_log(self.history)))
         elif sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr)
 
@@ -531,6 +763,12 @@ class _Text:
 
     def __repr__(self) -> str:
         return self.text
+
+
+def one_line_log(progress: Progress) -> str:
+    """What a finished run came to."""
+    best, seconds = max(progress.history["val_mean"]), sum(progress.history["seconds"])
+    return f"{progress.name}, seed {progress.settings.seed}: validation mean {best:.4f}, {seconds:.0f} s"
 
 
 def short_log(history: dict[str, list[float]], rows: int = 8) -> str:

@@ -22,7 +22,7 @@ import torchvision
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, box_convert, box_iou
+from torchvision.ops import batched_nms, box_convert, box_iou, generalized_box_iou_loss
 
 from data.files import write_whole
 from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, check_task, grid_to_lists
@@ -100,9 +100,16 @@ def as_pictures(outputs: Tensor, labels: Tensor, task: str) -> tuple[Tensor, Ten
     return outputs, labels
 
 
-def combined_loss(outputs: Tensor, labels: Tensor, task: str) -> Loss:
-    """Binary cross-entropy on pc over all pictures (cells), plus mean squared error on x, y, w, h and the class loss
+BOX_LOSSES = ("mse", "giou")
+L1_WEIGHT, GIOU_WEIGHT = 5.0, 1.0  # of the box loss "giou"; L1 keeps boxes that do not overlap at all moving
+
+
+def combined_loss(outputs: Tensor, labels: Tensor, task: str, box_loss: str = "mse") -> Loss:
+    """Binary cross-entropy on pc over all pictures (cells), plus the box loss on x, y, w, h and the class loss
     (cross-entropy for "loc", binary cross-entropy for "det") over those with a digit.
+
+    box_loss: "mse", the mean squared error, or "giou", the weighted sum of L1 in fractions of the picture and the
+    generalised IoU loss (Rezatofighi et al., 2019; the pair as in DETR, Carion et al., 2020).
 
     Where there is no digit the last five numbers of a label are not read, whatever they are. Nothing here waits for
     the device: pictures without a digit are weighted by 0 instead of being left out. Without any digit the last two
@@ -113,13 +120,25 @@ def combined_loss(outputs: Tensor, labels: Tensor, task: str) -> Loss:
     count = digit.sum().clamp(min=1)
     target = torch.where(digit[:, None] > 0, labels, 0.0)  # NaN times 0 would be NaN
     pc = F.binary_cross_entropy_with_logits(outputs[:, 0], digit)
-    squares = (outputs[:, 1:5] - target[:, 1:5]).square().mean(1)
+    if box_loss == "mse":
+        box = (outputs[:, 1:5] - target[:, 1:5]).square().mean(1)
+    else:
+        box = _giou_loss(outputs[:, 1:5], torch.where(digit[:, None] > 0, labels[:, 1:5], 0.5), task)
     if task == "loc":
         category = F.cross_entropy(outputs[:, 5:], target[:, 5].long(), reduction="none")
     else:
         category = F.binary_cross_entropy_with_logits(outputs[:, 5], target[:, 5], reduction="none")
-    box, category = ((term * digit).sum() / count for term in (squares, category))
+    box, category = ((term * digit).sum() / count for term in (box, category))
     return Loss(pc + box + category, pc, box, category)
+
+
+def _giou_loss(boxes: Tensor, targets: Tensor, task: str) -> Tensor:
+    """(M, 4) and (M, 4) `cxcywh` in the task's units -> (M,)."""
+    size = (1.0, 1.0, 1.0, 1.0) if task == "loc" else (1 / COLUMNS, 1 / ROWS, 1 / COLUMNS, 1 / ROWS)
+    distance = ((boxes - targets) * boxes.new_tensor(size)).abs().sum(1)
+    corners = (box_convert(values, "cxcywh", "xyxy") for values in (boxes, targets))
+    # GIoU is the same in cells as in fractions of the picture: areas of both boxes scale alike.
+    return L1_WEIGHT * distance + GIOU_WEIGHT * generalized_box_iou_loss(*corners)
 
 
 # ---------------------------------------------------------------------------------------------- measure
@@ -377,6 +396,11 @@ def results_table(task: str, results: dict[str, Any] | None) -> str:
                 "",
             )
         )
+        name, test = results["reference"]["network"], results["reference"]["test"]
+        epochs = results["networks"][name]["epochs"]
+        rows.append(
+            (f"the reference's best network here, {name}, {epochs} epochs", test["accuracy"], test["iou"], test["mean"])
+        )
     header = ("test set", "detection & class accuracy", "box accuracy (IoU)", "mean accuracy")
     return markdown_table(header, [*rows, *PUBLISHED[task]])
 
@@ -395,6 +419,34 @@ def compare_runs(runs: Sequence[Any], best: Any) -> str:
     ]
     header = ("network", "best epoch", "training mean", "validation accuracy", "where there is a digit")
     return markdown_table((*header, "IoU", "IoU, a miss as 0", "mean"), rows)
+
+
+def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Trials as `training.try_out` gives them, as a Markdown table: validation scores, with their range where there
+    is more than one seed, and what each change has brought."""
+    lines, before = [], None
+    for row in rows:
+        means = [scores["mean"] for scores in row["seeds"]]
+        mean = sum(means) / len(means)
+        line = [row["name"], len(means)]
+        line += [sum(scores[name] for scores in row["seeds"]) / len(means) for name in ("accuracy", "iou")]
+        line += [mean, f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else ""]
+        lines.append((*line, f"{mean - before:+.4f}" if before is not None else ""))
+        before = mean
+    header = ("recipe", "seeds", "validation accuracy", "IoU", "mean", "over the seeds", "change")
+    return markdown_table(header, lines)
+
+
+def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Validation means of every network with either recipe, as a Markdown table: what the recipe brings along a row,
+    what the network brings down a column."""
+    means = {(row["network"], row["name"]): row["seeds"][0]["mean"] for row in rows}
+    lines = []
+    for name, pictures in {row["network"]: row["pictures"] for row in rows}.items():
+        old, new = means[name, "reference"], means[name, "new"]
+        lines.append((name, pictures, old, new, f"{new - old:+.4f}"))
+    header = ("network", "training pictures", "mean, reference's recipe", "mean, new recipe", "difference")
+    return markdown_table(header, lines)
 
 
 def print_scores(run: Any, test: dict[str, float]) -> None:

@@ -29,15 +29,13 @@ def measure(network: type, splits: data.Splits, normal: utils.Normalizer) -> dic
     rates = {name: [] for name in FORMATS}
     built = {}
     for name, memory_format in FORMATS.items():
-        model, optimizer = training.build(network, settings, device)
+        built[name] = training.build(network, settings, device)
         # One-channel pictures are both; the layout of the weights decides what every layer after them gets.
-        built[name] = model.to(memory_format=memory_format), optimizer
+        built[name].model.to(memory_format=memory_format)
     for turn in range(ROUNDS + 1):
-        for name, (model, optimizer) in built.items():
+        for name, trainee in built.items():
             began = time.perf_counter()
-            training.train_epoch(
-                model, optimizer, pictures, labels, normal, splits.task, settings, turn, lambda step: None
-            )
+            training.train_epoch(trainee, pictures, labels, normal, splits.task, settings, turn, lambda step: None)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if turn:  # the first one warms up

@@ -1,4 +1,4 @@
-"""The six networks: sizes, shapes, and what they refuse."""
+"""The networks: sizes, shapes, and what they refuse."""
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ PARAMETERS = {
     models.SkreNet2: 564_296,
     models.SimpleNet2: 42_281,
     models.FloNet2: 358_061,
+    models.CompactNet: 629_391,
+    models.CompactNet2: 628_806,
 }
 NAMES = [network.__name__ for network in PARAMETERS]
 
@@ -48,7 +50,7 @@ def test_detectors_return_six_numbers_per_cell(network, pictures):
     assert network()(pictures).shape == (3, 6, 2, 3)
 
 
-@pytest.mark.parametrize("network", models.DETECTORS, ids=lambda network: network.__name__)
+@pytest.mark.parametrize("network", models.REFERENCE_DETECTORS, ids=lambda network: network.__name__)
 def test_detectors_end_without_activation(network, pictures):
     torch.manual_seed(0)
     built = network()
@@ -56,7 +58,7 @@ def test_detectors_end_without_activation(network, pictures):
     assert built(pictures).min() < 0  # a ReLU at the end would give no negative logits
 
 
-@pytest.mark.parametrize("network", models.LOCALIZERS, ids=lambda network: network.__name__)
+@pytest.mark.parametrize("network", models.REFERENCE_LOCALIZERS, ids=lambda network: network.__name__)
 def test_localizers_end_with_a_linear_layer(network):
     with torch.device("meta"):
         assert isinstance(list(network().modules())[-1], nn.Linear)
@@ -78,6 +80,10 @@ def test_the_list_of_layers_is_complete(network):
     built = network()
     layers = models.list_layers(built)
     assert sum(parameters for _, _, parameters in layers) == PARAMETERS[network]
-    assert layers[0][:2] == ("convolution 3x3", f"{built.layers[0].out_channels}x48x60")
-    assert layers[-1][1] == ("15" if network in models.LOCALIZERS else "6x2x3")
+    if network in (models.CompactNet, models.CompactNet2):
+        assert layers[0] == ("2x2 pixels to channels", "4x24x30", 0)
+        assert layers[-1][1] == ("15x12x15" if network in models.LOCALIZERS else "6x12x15")
+    else:
+        assert layers[0][:2] == ("convolution 3x3", f"{built.layers[0].out_channels}x48x60")
+        assert layers[-1][1] == ("15" if network in models.LOCALIZERS else "6x2x3")
     assert built.training

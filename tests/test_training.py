@@ -10,7 +10,7 @@ import pickle
 import random
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -114,13 +114,13 @@ def in_train_epoch(monkeypatch, before=None, after=None):
     original = training.train_epoch
 
     @functools.wraps(original)
-    def wrapped(model, optimizer, pictures, labels, normal, task, settings, epoch, step_done):
+    def wrapped(trainee, pictures, labels, normal, task, settings, epoch, step_done):
         if before is not None:
-            before(epoch, model)
-        outputs = original(model, optimizer, pictures, labels, normal, task, settings, epoch, step_done)
+            before(epoch, trainee.model)
+        found = original(trainee, pictures, labels, normal, task, settings, epoch, step_done)
         if after is not None:
-            after(epoch, model)
-        return outputs
+            after(epoch, trainee.model)
+        return found
 
     monkeypatch.setattr(training, "train_epoch", wrapped)
 
@@ -207,7 +207,7 @@ def damage(path, how):
     elif how == "empty":
         content.clear()
     else:  # a bit in the middle of the weights, which leaves a file that can be read
-        weights = next(iter(torch.load(path, weights_only=True)["network"].values()))
+        weights = next(iter(torch.load(path, weights_only=True)["model"].values()))
         content[content.index(weights.contiguous().numpy().tobytes()) + 2] ^= 0x40
     path.write_bytes(content)
 
@@ -397,13 +397,7 @@ def test_another_network_is_another_run(sets, tmp_path):
 def test_the_folder_says_what_the_run_is(undisturbed):
     described = json.loads((undisturbed["det"].folder / "run.json").read_text())
     assert (described["network"], described["task"]) == ("Tiny2", "det")
-    assert described["settings"] == {
-        "epochs": 4,
-        "batch_size": 16,
-        "learning_rate": 0.02,
-        "momentum": 0.9,
-        "seed": 7,
-    }
+    assert described["settings"] == asdict(SHORT)
 
 
 # ---------------------------------------------------------------------------------------------- what a run holds
@@ -462,7 +456,7 @@ def test_the_weights_of_the_best_epoch_are_kept(sets, tmp_path, monkeypatch):
     assert run.val["iou"] > 0.05
     assert utils.evaluate(run.best(), splits.val, normal, "loc") == pytest.approx(run.val, abs=1e-5)
     assert run.best().layers[-1].bias[0].item() == 1
-    assert load_tensors(run.folder / "last.pt")["network"]["layers.2.bias"][0].item() == -1
+    assert load_tensors(run.folder / "last.pt")["model"]["layers.2.bias"][0].item() == -1
     assert [path.name for path in run.folder.glob("best-*.pt")] == ["best-002.pt"]
 
 
@@ -482,9 +476,9 @@ def order_of(seed, epoch, count=50):
             return super().forward(pictures)
 
     settings = replace(SHORT, seed=seed, learning_rate=0.0)
-    model, optimizer = training.build(Watching, settings, CPU)
+    trainee = training.build(Watching, settings, CPU)
     same = utils.Normalizer(0.0, 1.0)
-    training.train_epoch(model, optimizer, *numbered(count), same, "loc", settings, epoch, lambda step: None)
+    training.train_epoch(trainee, *numbered(count), same, "loc", settings, epoch, lambda step: None)
     return seen
 
 
@@ -499,13 +493,14 @@ def test_pictures_are_shuffled_anew_in_every_epoch():
 def test_training_outputs_are_returned_in_the_pictures_order(sets):
     splits, normal = sets["loc"]
     settings = replace(SHORT, learning_rate=0.0)
-    model, optimizer = training.build(Tiny, settings, CPU)
+    trainee = training.build(Tiny, settings, CPU)
     train, steps = splits.train, []
-    outputs = training.train_epoch(
-        model, optimizer, train.pictures, train.labels, normal, "loc", settings, 1, steps.append
+    outputs, targets = training.train_epoch(
+        trainee, train.pictures, train.labels, normal, "loc", settings, 1, steps.append
     )
+    assert targets is train.labels
     assert steps == [1, 2, 3, 4, 5]  # 72 pictures by 16
-    torch.testing.assert_close(outputs, utils.predict(model, train.pictures, normal), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(outputs, utils.predict(trainee.model, train.pictures, normal), rtol=1e-5, atol=1e-6)
 
 
 def test_training_scores_are_those_of_the_training_pictures(sets, tmp_path):
@@ -530,7 +525,7 @@ def test_one_batch_can_be_learnt_by_heart(sets, task):
     splits, normal = sets[task]
     network = models.SimpleNet if task == "loc" else models.SimpleNet2
     batch = splits.train.head(8)
-    losses = training.overfit(network, batch.pictures, batch.labels, normal, task, CPU, steps=30)
+    losses = training.overfit(network, batch.pictures, batch.labels, normal, task, Settings(), CPU, steps=30)
     assert len(losses) == 30
     assert losses[-1] < losses[0] / 2
 
