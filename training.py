@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import utils
 from data import FULL, DataError, Splits, augment
 from data.files import load_tensors, save_pickle, save_tensors, write_whole
-from data.labels import COLUMNS, ROWS
+from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH
 
 # ---------------------------------------------------------------------------------------------- settings
 
@@ -45,6 +45,8 @@ class Settings:
     one_cycle: bool = False  # learning rate up to its value in the first fifth and down to nothing at the end
     bounded_boxes: bool = False  # a sigmoid on x, y, w, h; GIoU has no gradient for boxes of negative size
     box_loss: str = "mse"  # or "giou", see `utils.combined_loss`
+    whole_pixels: bool = False  # round the edges of the boxes that are validated and given: labels have whole ones
+    own_cell: bool = False  # a cell does not answer for a digit whose centre it sees outside itself
     shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
     averaging: float = 0.0  # decay per step of a running mean of the weights, which is what is validated; 0: none
 
@@ -67,6 +69,8 @@ OWN = Settings(
     one_cycle=True,
     bounded_boxes=True,
     box_loss="giou",
+    whole_pixels=True,
+    own_cell=True,
     shift=8,
 )
 
@@ -114,7 +118,7 @@ PROFILES = {
             "all pictures, few epochs: the full run cut short, for a CPU",
             FULL,
             replace(REFERENCE, epochs=3),
-            replace(OWN, epochs=16),
+            replace(OWN, epochs=18),
             published=True,
             study=Study(5_000, 4, (42, 43)),
             caps={"FloNet2": 2_000},
@@ -379,7 +383,7 @@ class Trial(NamedTuple):
     seeds: tuple[int, ...]
 
 
-def plan_ablation(start: type[nn.Module], own: type[nn.Module], profile: Profile) -> list[Trial]:
+def plan_ablation(start: type[nn.Module], own: type[nn.Module], task: str, profile: Profile) -> list[Trial]:
     """From a network with the reference's recipe to this project's, one change at a time."""
     study, network, settings = profile.study, start, replace(REFERENCE, epochs=profile.study.epochs)
     trials = [Trial(f"{start.__name__}, the reference's recipe", network, settings, study.seeds[:1])]
@@ -388,8 +392,12 @@ def plan_ablation(start: type[nn.Module], own: type[nn.Module], profile: Profile
         ("+ boxes bounded by a sigmoid", ("bounded_boxes",)),
         ("+ L1 and GIoU for squared errors", ("box_loss",)),
         (f"+ {own.__name__} for {start.__name__}", ()),
+        ("+ edges rounded to whole pixels", ("whole_pixels",)),
+        ("+ no cell answers for a centre outside it", ("own_cell",)),
         ("+ pictures shifted anew in every epoch", ("shift",)),
     ):
+        if fields == ("own_cell",) and task == "loc":
+            continue  # there is one cell, the picture
         network = own if not fields else network
         settings = replace(settings, **{field: getattr(profile.own, field) for field in fields})
         trials.append(Trial(name, network, settings, study.seeds if network is own else study.seeds[:1]))
@@ -515,29 +523,47 @@ def check_finite(losses: Tensor, model: nn.Module, epoch: int, first: int) -> No
         )
 
 
-class BoundedBoxes(nn.Module):
-    """A network whose box numbers go through a sigmoid, so that no box is negative or larger than the picture.
+class FinishedBoxes(nn.Module):
+    """A network whose answers are finished as the settings want it. Outputs are (N, 15) or (N, 6, 2, 3).
 
-    Outputs are (N, 15) or (N, 6, 2, 3); in the latter a box is up to three cells wide and two high.
+    bounded: box numbers go through a sigmoid, so that no box is negative or larger than the picture.
+    whole_pixels: in evaluation every edge is moved to the nearest border between pixels, where labels have theirs;
+    in training it stays where it is, since rounding has no gradient.
+    own_cell: in evaluation the presence of a digit whose centre the cell itself puts outside the cell is turned into
+    absence, p into 1 - p: the neighbour answers for it.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, bounded: bool, whole_pixels: bool, own_cell: bool):
         super().__init__()
         self.network = network
+        self.bounded, self.whole_pixels, self.own_cell = bounded, whole_pixels, own_cell
 
     def forward(self, pictures: Tensor) -> Tensor:
         outputs = self.network(pictures)
-        pc, box, category = outputs[:, :1], outputs[:, 1:5].sigmoid(), outputs[:, 5:]
-        if outputs.ndim == 4:
-            box = box * box.new_tensor((1.0, 1.0, COLUMNS, ROWS))[:, None, None]
-        return torch.cat((pc, box, category), 1)
+        cells = outputs.ndim == 4  # boxes in units of a cell, which is a whole number of pixels in size
+        columns, rows = (COLUMNS, ROWS) if cells else (1, 1)
+        per_channel = (1, 2, 1, 1) if cells else (1, 2)
+        presence, centre, size = outputs[:, :1], outputs[:, 1:3], outputs[:, 3:5]
+        if self.bounded:
+            largest = outputs.new_tensor((columns, rows)).view(per_channel)
+            centre, size = centre.sigmoid(), size.sigmoid() * largest
+        if self.whole_pixels and not self.training:
+            pixels = outputs.new_tensor((WIDTH / columns, HEIGHT / rows)).view(per_channel)
+            low, high = (((centre + sign * size / 2) * pixels).round() / pixels for sign in (-1, 1))
+            centre, size = (low + high) / 2, high - low
+        if self.own_cell and not self.training:
+            # A centre on a border belongs to the right or lower cell; the margin is that of float32.
+            inside = ((centre > -1e-4) & (centre < 1 - 1e-4)).all(1, keepdim=True)
+            presence = torch.where(inside, presence, -presence.abs())
+        return torch.cat((presence, centre, size, outputs[:, 5:]), 1)
 
 
 def assemble(network: type[nn.Module], settings: Settings) -> nn.Module:
     """The network as the settings want it, with new weights."""
     model = network()
-    if settings.bounded_boxes and not getattr(model, "bounded", False):
-        model = BoundedBoxes(model)
+    bounded = settings.bounded_boxes and not getattr(model, "bounded", False)
+    if bounded or settings.whole_pixels or settings.own_cell:
+        model = FinishedBoxes(model, bounded, settings.whole_pixels, settings.own_cell)
     return model
 
 
