@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import utils
 from data import FULL, DataError, Splits, augment
-from data.files import load_tensors, save_pickle, save_tensors, write_whole
+from data.files import load_pickle, load_tensors, save_pickle, save_tensors, write_whole
 from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH
 
 # ---------------------------------------------------------------------------------------------- settings
@@ -120,8 +120,8 @@ PROFILES = {
             replace(REFERENCE, epochs=3),
             replace(OWN, epochs=18),
             published=True,
-            study=Study(5_000, 4, (42, 43)),
-            caps={"FloNet2": 2_000},
+            study=Study(4_000, 4, (42, 43)),
+            caps={"FloNet2": 600},
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
@@ -132,6 +132,14 @@ PROFILES = {
             replace(OWN, epochs=6),
             published=False,
             caps={"SkreNet": 2_500, "FloNet": 4_000, "SimpleNet": 4_000, "SkreNet2": 3_000, "FloNet2": 200},
+        ),
+        Profile(
+            "published",
+            "nothing is trained: histories, results and weights are those of the published run",
+            FULL,
+            REFERENCE,
+            OWN,
+            published=False,
         ),
         Profile(
             "smoke",
@@ -145,6 +153,9 @@ PROFILES = {
         ),
     )
 }
+
+
+NAMES = {"loc": "localization", "det": "detection"}
 
 
 def choose_profile() -> Profile:
@@ -169,6 +180,28 @@ def figures_folder(profile: Profile) -> Path:
     """Where a profile's figures and results.json go: figures/ for the submission's own, and for the small profiles
     a folder among the runs, so that trying the notebooks out never overwrites what was published."""
     return Path("figures") if profile.published else runs_folder() / profile.name / "figures"
+
+
+def weights_file(task: str, profile: Profile) -> Path:
+    """Where the weights of this project's network for a task go, by the same rule."""
+    folder = Path("weights") if profile.published else runs_folder() / profile.name / "weights"
+    return folder / f"{NAMES[task]}.pt"
+
+
+def histories_file(task: str, profile: Profile) -> Path:
+    """Where the histories of a task's networks go, by the same rule."""
+    folder = Path("histories") if profile.published else runs_folder() / profile.name / "histories"
+    return folder / f"{NAMES[task]}.pkl"
+
+
+PUBLISHED_WEIGHTS = {task: Path("weights") / f"{name}.pt" for task, name in NAMES.items()}
+PUBLISHED_HISTORIES = {task: Path("histories") / f"{name}.pkl" for task, name in NAMES.items()}
+
+
+def published_results(task: str) -> dict[str, Any] | None:
+    """What figures/results.json holds of a task; None where there is nothing."""
+    path = Path("figures") / "results.json"
+    return json.loads(path.read_text()).get(task) if path.is_file() else None
 
 
 def prepare_colab(drive: Any) -> None:
@@ -200,7 +233,7 @@ class Run:
     settings: Settings
     pictures: int  # how many it was trained on
     history: dict[str, list[float]]  # a list per column, an entry per epoch
-    how: str  # "trained", "continued after epoch k" or "loaded"
+    how: str  # "trained", "continued after epoch k", "loaded" or "published"
 
     @property
     def name(self) -> str:
@@ -228,6 +261,8 @@ class Run:
     def best(self, device: torch.device | None = None) -> nn.Module:
         """The network with the weights of its best epoch, in evaluation mode."""
         network = assemble(self.network, self.settings)
+        if self.how == "published":
+            return load_weights(network, self.name, PUBLISHED_WEIGHTS[self.task]).to(device or choose_device()).eval()
         network.load_state_dict(load_tensors(best_file(self.folder, self.best_epoch))["model"])
         return network.to(device or choose_device(), memory_format=torch.channels_last).eval()
 
@@ -356,22 +391,73 @@ def fit_all(
     splits: Splits,
     normal: utils.Normalizer,
     task: str,
+    profile: Profile,
     settings: Settings,
-    caps: Mapping[str, int],
 ) -> list[Run]:
-    """`fit` each network with the settings, and print what was done. A network named in caps gets only so many
-    training pictures."""
+    """`fit` each network with the settings, and print what was done. A network named in the profile's caps gets only
+    so many training pictures. The profile `published` trains nothing and takes the published histories."""
     runs = []
     for network in networks:
-        cap = caps.get(network.__name__, len(splits.train))
+        cap = profile.caps.get(network.__name__, len(splits.train))
         train = splits.train if cap >= len(splits.train) else splits.train.head(cap)
-        run = fit(network, replace(splits, train=train), normal, task, settings)
+        if profile.name == "published":
+            run = load_published(network, task)
+        else:
+            run = fit(network, replace(splits, train=train), normal, task, settings)
         print(
             f"{run.name}: {run.how}, {run.pictures:,} pictures, best epoch {run.best_epoch} of "
             f"{len(run.history['seconds'])}, {sum(run.history['seconds']) / 60:.1f} minutes of training"
         )
         runs.append(run)
     return runs
+
+
+def save_histories(runs: Sequence[Run], path: Path) -> None:
+    """Pickle the runs' histories, and what they were made with, by the network's name: plain values only."""
+    save_pickle(
+        path,
+        {
+            run.name: {"history": run.history, "pictures": run.pictures, "settings": asdict(run.settings)}
+            for run in runs
+        },
+    )
+
+
+def load_published(network: type[nn.Module], task: str) -> Run:
+    """The published run of a network, without its weights. Raises DataError where there is none."""
+    path = PUBLISHED_HISTORIES[task]
+    found = load_pickle(path).get(network.__name__)
+    if found is None:
+        raise DataError(f"{path}: holds no history of {network.__name__}")
+    return Run(
+        network, task, path.parent, Settings(**found["settings"]), found["pictures"], found["history"], "published"
+    )
+
+
+def load_weights(model: nn.Module, name: str, path: Path) -> nn.Module:
+    """Load weights that `save_weights` wrote into a model of the network of that name. Raises DataError where the
+    file is of another network."""
+    stored = load_tensors(path)
+    if stored["network"] != name:
+        raise DataError(f"{path}: expected weights of {name}, found those of {stored['network']}")
+    model.load_state_dict(stored["weights"])
+    return model.to(memory_format=torch.channels_last)
+
+
+def score_baseline(
+    baseline: Run, best: Run, test: dict[str, float], splits: Splits, normal: utils.Normalizer, profile: Profile
+) -> dict[str, float]:
+    """The test scores of the reference's best network, for comparison: those at hand if it is the selected one, the
+    published ones with the profile `published`, which has no weights of it."""
+    if baseline is best:
+        return test
+    if profile.name == "published":
+        return published_results(best.task)["reference"]["test"]
+    outputs = utils.predict(baseline.best(), splits.test.pictures, normal).cpu()
+    scores = utils.score(outputs, splits.test.labels, best.task)
+    if best.task == "det":
+        scores |= utils.mean_average_precision(outputs, splits.test.labels, best.task).scores
+    return scores
 
 
 class Trial(NamedTuple):
@@ -420,7 +506,7 @@ def try_out(
 ) -> list[dict[str, Any]]:
     """Train each trial with each of its seeds on the study's pictures, and score it on the validation pictures.
 
-    Returns a dict per trial: name, network, pictures, and seeds, a list of validation scores in the best epoch.
+    Returns a dict per trial: name, network, pictures, epochs, and seeds, a list of validation scores in the best epoch.
     """
     rows = []
     for trial in trials:
@@ -431,9 +517,31 @@ def try_out(
             for seed in trial.seeds
         ]
         rows.append(
-            {"name": trial.name, "network": trial.network.__name__, "pictures": len(part.train), "seeds": scores}
+            {
+                "name": trial.name,
+                "network": trial.network.__name__,
+                "pictures": len(part.train),
+                "epochs": trial.settings.epochs,
+                "seeds": scores,
+            }
         )
     return rows
+
+
+def compare_recipes(
+    networks: Sequence[type[nn.Module]], splits: Splits, normal: utils.Normalizer, task: str, profile: Profile
+) -> dict[str, list[dict[str, Any]]] | None:
+    """The ablation from the first network to the last, and all of them with either recipe, in rows as `try_out` gives
+    them; None where the profile has no study. With the profile `published` those of the published run."""
+    if profile.name == "published":
+        return published_results(task)["study"]
+    if profile.study is None:
+        return None
+    plans = {
+        "ablation": plan_ablation(networks[0], networks[-1], task, profile),
+        "comparison": plan_comparison(networks, profile),
+    }
+    return {name: try_out(trials, splits, normal, task, profile) for name, trials in plans.items()}
 
 
 class Trainee(NamedTuple):
@@ -671,7 +779,10 @@ def summarize(
 ) -> dict[str, Any]:
     """What results.json holds of a task: how it was run, every network's scores in its best epoch, the test scores of
     the selected network and, for comparison, of the reference's best, and the comparison of recipes if one was made.
+    With the profile `published` it is what was published.
     """
+    if profile.name == "published":
+        return published_results(best.task)
     return {
         "profile": profile.name,
         "source": splits.source,

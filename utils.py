@@ -305,6 +305,12 @@ def true_boxes(labels: Tensor, task: str) -> list[dict[str, Tensor]]:
     ]
 
 
+def on_whole_pixels(labels: Tensor, task: str) -> bool:
+    """Whether every edge of every box lies on a border between two pixels, to a thousandth of a pixel."""
+    edges = torch.cat([each["boxes"] for each in true_boxes(labels, task)])
+    return bool(((edges - edges.round()).abs() < 1e-3).all())
+
+
 class AveragePrecision(NamedTuple):
     """COCO's average precision of a set."""
 
@@ -447,6 +453,23 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append((name, pictures, old, new, f"{new - old:+.4f}"))
     header = ("network", "training pictures", "mean, reference's recipe", "mean, new recipe", "difference")
     return markdown_table(header, lines)
+
+
+def study_tables(study: dict[str, Any] | None, published: dict[str, Any] | None) -> str:
+    """Both tables of a comparison of recipes, in Markdown, with what they were trained on; without a study those of
+    the published one, if there is one."""
+    said = ""
+    if study is None:
+        study = published
+        if study is None:
+            return "*This profile makes no comparison of recipes, and none is published.*"
+        said = "*This profile makes no comparison of recipes; this is that of the published run.*\n\n"
+    first = study["ablation"][0]
+    size = f"{first['pictures']:,} training pictures, {first['epochs']} epochs, scores on the validation pictures"
+    return (
+        f"{said}**One change at a time** ({size}; the mean over the seeds)\n\n{ablation_table(study['ablation'])}\n\n"
+        f"**Network and recipe** (the same size)\n\n{comparison_table(study['comparison'])}"
+    )
 
 
 def print_scores(run: Any, test: dict[str, float]) -> None:
