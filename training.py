@@ -79,7 +79,7 @@ OWN = Settings(
 class Study:
     """How large the runs are that compare recipes: small enough for many of them."""
 
-    pictures: int  # training pictures
+    pictures: int  # training pictures, and validation pictures at most
     epochs: int
     seeds: tuple[int, ...]  # of the last rows; the others are trained with the first only
 
@@ -117,10 +117,10 @@ PROFILES = {
             "long",
             "all pictures, few epochs: the full run cut short, for a CPU",
             FULL,
-            replace(REFERENCE, epochs=3),
+            replace(REFERENCE, epochs=2),
             replace(OWN, epochs=18),
             published=True,
-            study=Study(4_000, 4, (42, 43)),
+            study=Study(3_000, 4, (42, 43)),
             caps={"FloNet2": 600},
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
@@ -504,14 +504,14 @@ def plan_comparison(networks: Sequence[type[nn.Module]], profile: Profile) -> li
 def try_out(
     trials: Sequence[Trial], splits: Splits, normal: utils.Normalizer, task: str, profile: Profile
 ) -> list[dict[str, Any]]:
-    """Train each trial with each of its seeds on the study's pictures, and score it on the validation pictures.
+    """Train each trial with each of its seeds on the study's pictures, and score it on validation pictures.
 
     Returns a dict per trial: name, network, pictures, epochs, and seeds, a list of validation scores in the best epoch.
     """
     rows = []
     for trial in trials:
         count = min(profile.study.pictures, profile.caps.get(trial.network.__name__, len(splits.train)))
-        part = replace(splits, train=splits.train.head(count))
+        part = replace(splits, train=splits.train.head(count), val=splits.val.head(profile.study.pictures))
         scores = [
             fit(trial.network, part, normal, task, replace(trial.settings, seed=seed), quiet=True).val
             for seed in trial.seeds
