@@ -75,6 +75,28 @@ OWN = Settings(
 )
 
 
+def describe(settings: Settings) -> str:
+    """The settings in a few lines: a line for what every recipe has, a line for what this one adds."""
+    names = {"sgd": "SGD", "adamw": "AdamW", "mse": "squared errors", "giou": "L1 and GIoU"}
+    lines = [
+        f"{names[settings.optimizer]}, learning rate {settings.learning_rate:g}, momentum {settings.momentum:g}, "
+        f"batches of {settings.batch_size}, {settings.epochs} epochs, seed {settings.seed}; box loss: "
+        f"{names[settings.box_loss]}"
+    ]
+    if settings.optimizer == "adamw":
+        lines[0] = lines[0].replace(f"momentum {settings.momentum:g}", f"weight decay {settings.weight_decay:g}")
+    added = {
+        "one cycle of the learning rate": settings.one_cycle,
+        "bounded boxes": settings.bounded_boxes,
+        "edges on whole pixels": settings.whole_pixels,
+        "no answer for a centre outside the cell": settings.own_cell,
+        f"pictures shifted by up to {settings.shift} pixels": settings.shift,
+        f"weights averaged, decay {settings.averaging:g}": settings.averaging,
+    }
+    lines += [", ".join(name for name, there in added.items() if there)]
+    return "\n".join(line for line in lines if line)
+
+
 @dataclass(frozen=True)
 class Study:
     """How large the runs are that compare recipes: small enough for many of them."""

@@ -239,8 +239,8 @@ def diagnose(run: Any) -> str:
     """What a run's curves say about under- and overfitting, in one line."""
     train, val, losses = run.train["mean"], run.val["mean"], run.history["val_loss"]
     epochs, lowest = len(losses), losses.index(min(losses)) + 1
-    said = f"{run.name}: mean {train:.4f} on training, {val:.4f} on validation pictures, gap {train - val:+.4f}; "
-    said += f"validation loss lowest in epoch {lowest} of {epochs}"
+    said = f"{run.name}: mean {train:.4f} on training, {val:.4f} on validation pictures, gap {train - val:+.4f};\n"
+    said += f"    validation loss lowest in epoch {lowest} of {epochs}"
     if lowest >= 0.9 * epochs:
         return said + ": still falling, training longer would help."
     rise = losses[-1] / losses[lowest - 1] - 1
