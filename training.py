@@ -717,7 +717,8 @@ def build(network: type[nn.Module], settings: Settings, device: torch.device, pi
         optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     schedule = average = None
     if settings.one_cycle:
-        steps = settings.epochs * math.ceil(pictures / settings.batch_size)
+        # OneCycleLR divides by 0 where a fifth of the steps is one step.
+        steps = max(10, settings.epochs * math.ceil(pictures / settings.batch_size))
         schedule = OneCycleLR(optimizer, settings.learning_rate, steps, pct_start=0.2, cycle_momentum=False)
     if settings.averaging:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.averaging), use_buffers=True)

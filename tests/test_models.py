@@ -1,5 +1,7 @@
 """The networks: sizes, shapes, and what they refuse."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -87,3 +89,73 @@ def test_the_list_of_layers_is_complete(network):
         assert layers[0][:2] == ("convolution 3x3", f"{built.layers[0].out_channels}x48x60")
         assert layers[-1][1] == ("15" if network in models.LOCALIZERS else "6x2x3")
     assert built.training
+
+
+# ---------------------------------------------------------------------------------------------- our own networks
+
+
+OWN = (models.CompactNet, models.CompactNet2)
+
+
+@pytest.mark.parametrize("network", OWN)
+def test_own_networks_are_small(network):
+    size = sum(value.numel() * value.element_size() for value in network().state_dict().values())
+    assert size <= 6 * 2**20
+    assert PARAMETERS[network] <= 1_500_000
+
+
+def with_places(network, values):
+    """The network with a backbone that leaves the head's outputs to be these, (channels, 12, 15)."""
+    built = network()
+    built.backbone = nn.Identity()
+    built.head = nn.Identity()
+    built.head.forward = lambda _: values[None]
+    return built.eval()
+
+
+def test_the_surest_place_answers():
+    values = torch.full((15, 12, 15), -20.0)
+    values[0, 5, 7] = 20.0  # sure at the place whose centre is (7.5 / 15, 5.5 / 12)
+    wide = math.log(math.exp(0.8) - 1)  # softplus gives 0.8, a quarter of which is the distance: 0.2
+    values[1:5, 5, 7] = wide
+    values[5:, 5, 7] = torch.arange(10.0)
+    found = with_places(models.CompactNet, values)(torch.zeros(1, 1, 48, 60))[0]
+    assert found[0].item() == pytest.approx(20.0, abs=1e-4)
+    assert found[1:5].tolist() == pytest.approx([7.5 / 15, 5.5 / 12, 0.4, 0.4], abs=1e-5)
+    assert found[5:].tolist() == pytest.approx(range(10), abs=1e-4)
+
+
+def test_places_speak_for_their_own_cell():
+    values = torch.full((6, 12, 15), -20.0)
+    wide = math.log(math.exp(0.8) - 1)
+    values[1:5] = wide
+    values[0, 8, 12] = 20.0  # row 1, column 2: places 6 to 11 and 10 to 14
+    values[5, 8, 12] = 3.0
+    found = with_places(models.CompactNet2, values)(torch.zeros(1, 1, 48, 60))[0]
+    assert (found[0] > 0).nonzero().tolist() == [[1, 2]]
+    x, y, w, h, category = found[1:, 1, 2].tolist()
+    assert (x, y) == pytest.approx((12.5 / 15 * 3 - 2, 8.5 / 12 * 2 - 1), abs=1e-5)
+    assert (w, h) == pytest.approx((0.4 * 3, 0.4 * 2), abs=1e-5)
+    assert category == pytest.approx(3.0, abs=1e-4)
+
+
+def test_two_places_that_are_equally_sure_share_the_answer():
+    values = torch.full((15, 12, 15), -30.0)
+    values[0, 5, 6] = values[0, 5, 8] = 4.0
+    values[1:5] = 0.0
+    found = with_places(models.CompactNet, values)(torch.zeros(1, 1, 48, 60))[0]
+    assert found[0].item() == pytest.approx(4.0 + math.log(2), abs=1e-5)
+    assert found[1].item() == pytest.approx(7.5 / 15, abs=1e-5)
+
+
+@pytest.mark.parametrize("network", OWN)
+def test_own_boxes_are_positive_from_the_start(network, pictures):
+    torch.manual_seed(0)
+    found = network()(pictures)
+    assert (found[:, 3:5] > 0).all()
+    assert found[:, 0].sigmoid().sub(0.5).abs().max() < 0.3  # about one half
+
+
+def test_both_own_networks_have_the_same_backbone():
+    shapes = [{name: value.shape for name, value in network().backbone.state_dict().items()} for network in OWN]
+    assert shapes[0] == shapes[1]

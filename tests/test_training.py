@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
@@ -159,6 +160,231 @@ def test_training_draws_nothing_from_the_global_generator(sets, tmp_path):
     torch.manual_seed(5)
     fit(sets, tmp_path, settings=replace(SHORT, epochs=1))
     assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------------------------------------- recipes
+
+RECIPE = replace(training.OWN, epochs=4, batch_size=16, seed=7, averaging=0.9)
+
+
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_the_new_recipe_is_continued_as_if_never_interrupted(sets, tmp_path, task):
+    """Schedule, average, AdamW's moments and the shifts come back as well."""
+    expected = fit(sets, tmp_path / "undisturbed", task, RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        in_train_epoch(patch, after=interrupt_at(3))
+        with pytest.raises(KeyboardInterrupt):
+            fit(sets, tmp_path, task, RECIPE)
+    run = fit(sets, tmp_path, task, RECIPE)
+    assert run.how == "continued after epoch 2"
+    assert_same_run(run, expected)
+
+
+def test_one_cycle_rises_and_falls_to_nothing(sets, tmp_path):
+    settings = replace(RECIPE, epochs=10)
+    rates = fit(sets, tmp_path, settings=settings).history["learning_rate"]
+    assert rates.index(max(rates)) == 1  # after a fifth of the training
+    assert max(rates) == pytest.approx(settings.learning_rate, rel=0.05)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] < settings.learning_rate / 500
+
+
+def test_the_averaged_weights_are_those_that_are_kept(sets, tmp_path):
+    run = fit(sets, tmp_path, settings=replace(RECIPE, averaging=1.0))
+    initial = training.build(Tiny, RECIPE, CPU).model.state_dict()
+    last = load_tensors(run.folder / "last.pt")["model"]
+    weight = next(name for name in initial if name.endswith("weight"))
+    # Decay 1: the average stays what the first step made of the weights, while the model goes on.
+    assert not torch.equal(run.best().state_dict()[weight], last[weight])
+    assert torch.allclose(run.best().state_dict()[weight], initial[weight], atol=1e-3)
+
+
+def test_shifted_pictures_come_with_their_labels(sets):
+    splits, normal = sets["loc"]
+    train, settings = splits.train, replace(RECIPE, learning_rate=0.0, averaging=0.0)
+    trainee = training.build(Tiny, settings, CPU)
+    outputs, targets = training.train_epoch(
+        trainee, train.pictures, train.labels, normal, "loc", settings, 1, lambda step: None
+    )
+    assert not torch.equal(targets, train.labels)
+    assert torch.equal(targets[:, [0, 3, 4, 5]], train.labels[:, [0, 3, 4, 5]])
+    assert not torch.allclose(outputs, utils.predict(trainee.model.train(), train.pictures, normal), atol=1e-4)
+
+
+def test_other_recipes_are_other_runs(sets, tmp_path):
+    settings = replace(SHORT, epochs=1)
+    folders = {fit(sets, tmp_path, settings=settings).folder}
+    changes = (
+        {"optimizer": "adamw"},
+        {"weight_decay": 0.1},
+        {"one_cycle": True},
+        {"bounded_boxes": True},
+        {"box_loss": "giou"},
+        {"whole_pixels": True},
+        {"own_cell": True},
+        {"shift": 2},
+        {"averaging": 0.5},
+    )
+    for change in changes:
+        run = fit(sets, tmp_path, settings=replace(settings, **change))
+        assert run.how == "trained"
+        folders.add(run.folder)
+    assert len(folders) == 1 + len(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer: expected one of sgd, adamw, found 'adam'"),
+        ({"box_loss": "iou"}, "box_loss: expected one of mse, giou, found 'iou'"),
+        ({"epochs": 0}, "epochs: expected a number at least 1, found 0"),
+        ({"batch_size": 0}, "batch_size: expected a number at least 1, found 0"),
+        ({"shift": 25}, r"shift: expected a number in \[0, 24\], found 25"),
+        ({"averaging": -0.1}, r"averaging: expected a number in \[0, 1\], found -0.1"),
+    ],
+)
+def test_settings_that_make_no_sense(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SHORT, **change)
+
+
+class Fixed(nn.Module):
+    """A network that always gives the same outputs."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, pictures):
+        return self.outputs.expand(len(pictures), *self.outputs.shape[1:])
+
+
+def finished(outputs, training_mode=False, **what):
+    options = {"bounded": False, "whole_pixels": False, "own_cell": False, **what}
+    network = training.FinishedBoxes(Fixed(outputs), **options).train(training_mode)
+    return network(torch.zeros(2, 1, 48, 60))[0]
+
+
+def test_edges_are_rounded_to_whole_pixels_in_evaluation_only():
+    outputs = torch.zeros(1, 15)
+    outputs[0, 1:5] = torch.tensor([30.2 / 60, 20.1 / 48, 10.9 / 60, 15.9 / 48])  # edges 24.75, 35.65; 12.15, 28.05
+    found = finished(outputs, whole_pixels=True)
+    assert found[1:5].tolist() == pytest.approx([30.5 / 60, 20 / 48, 11 / 60, 16 / 48])
+    assert torch.equal(finished(outputs, True, whole_pixels=True), outputs[0])
+    cells = torch.zeros(1, 6, 2, 3)
+    cells[0, 1:5, 1, 2] = torch.tensor([10.2 / 20, 20.1 / 24, 10.9 / 20, 15.9 / 24])  # 4.75, 15.65; 12.15, 28.05
+    found = finished(cells, whole_pixels=True)
+    assert found[1:5, 1, 2].tolist() == pytest.approx([10.5 / 20, 20 / 24, 11 / 20, 16 / 24])
+
+
+def test_a_cell_leaves_a_centre_outside_it_to_its_neighbour():
+    cells = torch.zeros(1, 6, 2, 3)
+    cells[0, 0] = 2.0
+    cells[0, 1:3] = 0.5
+    cells[0, 1, 0, 0] = 1.0  # on the right border, which belongs to the neighbour
+    cells[0, 2, 0, 1] = 0.0  # on the upper border: its own
+    cells[0, 2, 0, 2] = -0.1
+    cells[0, 0, 1, 0], cells[0, 1, 1, 0] = -3.0, 1.5  # nothing there anyway
+    found = finished(cells, own_cell=True)[0]
+    assert found.tolist() == [[-2, 2, -2], [-3, 2, 2]]
+    assert torch.equal(finished(cells, True, own_cell=True), cells[0])
+
+
+def test_bounded_boxes_are_no_larger_than_the_picture():
+    for outputs, largest in ((torch.full((1, 15), 50.0), (1, 1, 1, 1)), (torch.full((1, 6, 2, 3), 50.0), (1, 1, 3, 2))):
+        found = finished(outputs, bounded=True)
+        assert found[1:5].reshape(4, -1)[:, 0].tolist() == pytest.approx(largest)
+        found = finished(-outputs, bounded=True)
+        assert found[1:5].abs().max() < 1e-6
+        assert torch.equal(found[5:], -outputs[0, 5:])
+
+
+def test_networks_with_positive_boxes_get_no_second_bound():
+    assert isinstance(training.assemble(models.SkreNet, training.OWN), training.FinishedBoxes)
+    assert training.assemble(models.SkreNet, training.OWN).bounded
+    assert not training.assemble(models.CompactNet, training.OWN).bounded
+    assert isinstance(training.assemble(models.CompactNet, SHORT), models.CompactNet)
+
+
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_the_ablation_goes_from_the_reference_to_our_recipe(task):
+    networks = models.LOCALIZERS if task == "loc" else models.DETECTORS
+    profile = training.PROFILES["full"]
+    trials = training.plan_ablation(networks[0], networks[-1], task, profile)
+    epochs = profile.study.epochs
+    assert (trials[0].network, trials[0].settings) == (networks[0], replace(training.REFERENCE, epochs=epochs))
+    assert trials[-2].network is networks[-1]
+    differing = {"own_cell"} if task == "loc" else set()
+    ours, theirs = asdict(trials[-2].settings), asdict(replace(profile.own, epochs=epochs))
+    assert {name for name in ours if ours[name] != theirs[name]} == differing
+    assert all(len(trial.seeds) >= 2 for trial in trials[-3:])
+    for before, after in itertools.pairwise(trials):
+        assert (before.network, before.settings) != (after.network, after.settings)
+
+
+def test_recipes_are_tried_out_on_a_part_of_the_pictures(sets, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    splits, normal = sets["loc"]
+    study = training.Study(32, 1, (1, 2))
+    profile = replace(training.PROFILES["smoke"], study=study, caps={"Tiny": 24})
+    found = training.compare_recipes((Tiny, models.SimpleNet), splits, normal, "loc", profile)
+    rows = found["ablation"]
+    assert [row["network"] for row in rows] == ["Tiny"] * 4 + ["SimpleNet"] * 4
+    assert [row["pictures"] for row in rows] == [24] * 4 + [32] * 4
+    assert [len(row["seeds"]) for row in rows] == [1] * 4 + [2] * 4
+    assert all(set(scores) == set(SCORES) for row in rows for scores in row["seeds"])
+    pairs = [("Tiny", "reference"), ("Tiny", "new"), ("SimpleNet", "reference"), ("SimpleNet", "new")]
+    assert [(row["network"], row["name"]) for row in found["comparison"]] == pairs
+    text = utils.study_tables(found, None)
+    assert "SimpleNet for Tiny" in text
+    assert f"{rows[0]['seeds'][0]['mean']:.4f}" in text
+    assert training.compare_recipes((Tiny,), splits, normal, "loc", replace(profile, study=None)) is None
+    assert "none is published" in utils.study_tables(None, None)
+    assert "published run" in utils.study_tables(None, found)
+
+
+# ---------------------------------------------------------------------------------------------- what is published
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A working folder of its own, where published files may be written."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_published_runs_are_what_was_saved(sets, elsewhere):
+    run = fit(sets, elsewhere / "runs")
+    splits, normal = sets["loc"]
+    training.save_histories([run], training.PUBLISHED_HISTORIES["loc"])
+    training.save_weights(run, splits, normal, training.PUBLISHED_WEIGHTS["loc"])
+    found = training.load_published(Tiny, "loc")
+    assert found.how == "published"
+    assert (found.history, found.pictures, found.settings) == (run.history, run.pictures, run.settings)
+    weights, expected = found.best(CPU).state_dict(), run.best(CPU).state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    with pytest.raises(data.DataError, match=r"localization\.pkl: holds no history of Tiny2"):
+        training.load_published(Tiny2, "loc")
+    with pytest.raises(data.DataError, match=r"localization\.pt: expected weights of Tiny2, found those of Tiny"):
+        training.load_weights(Tiny2(), "Tiny2", training.PUBLISHED_WEIGHTS["loc"])
+
+
+def test_the_published_profile_trains_nothing(sets, elsewhere, monkeypatch, capsys):
+    run = fit(sets, elsewhere / "runs")
+    splits, normal = sets["loc"]
+    training.save_histories([run], training.PUBLISHED_HISTORIES["loc"])
+    results = {"reference": {"test": {"mean": 0.25}}, "study": {"ablation": []}, "selected": "Tiny"}
+    utils.save_results(elsewhere / "figures", "loc", results)
+    in_train_epoch(monkeypatch, before=never)
+    profile = training.PROFILES["published"]
+    found = training.fit_all([Tiny], splits, normal, "loc", profile, SHORT)
+    assert "Tiny: published, 72 pictures" in capsys.readouterr().out
+    assert training.compare_recipes([Tiny], splits, normal, "loc", profile) == results["study"]
+    other = replace(found[0], history=run.history)
+    assert training.score_baseline(other, found[0], {"mean": 1.0}, splits, normal, profile) == {"mean": 0.25}
+    assert training.score_baseline(found[0], found[0], {"mean": 1.0}, splits, normal, profile) == {"mean": 1.0}
+    found = training.summarize(profile, splits, normal, found, found[0], {}, found[0], {}, None)
+    assert found == results
 
 
 # ---------------------------------------------------------------------------------------------- load and continue

@@ -298,6 +298,63 @@ def test_loss_never_waits_for_the_device(task):
     assert outputs.grad.shape == outputs.shape
 
 
+def test_giou_loss_by_hand():
+    """A box of 0.4 x 0.4 beside another, a gap of 0.1 between them: union 0.32, enclosing rectangle 0.9 x 0.4."""
+    outputs = loc_row(0.0, (0.8, 0.5, 0.4, 0.4))[None]
+    labels = torch.tensor([[1, 0.3, 0.5, 0.4, 0.4, 3]]).double()
+    found = utils.combined_loss(outputs, labels, "loc", "giou")
+    giou = 0 - (0.36 - 0.32) / 0.36
+    assert found.box.item() == pytest.approx(5 * 0.5 + 1 - giou, abs=1e-5)
+    squares = utils.combined_loss(outputs, labels, "loc")
+    assert found.pc == squares.pc
+    assert found.category == squares.category
+
+
+def test_giou_loss_of_cells_is_that_of_the_picture():
+    """The same boxes, once in fractions of the picture and once in units of their cell."""
+    outputs, labels = random_case("det", share=0.5, seed=4)
+    outputs[:, 3:5] = outputs[:, 3:5].abs() + 0.1
+    found = utils.combined_loss(outputs, labels, "det", "giou")
+    cells = data.labels.cells_to_picture(outputs.movedim(1, -1)).reshape(-1, 6)
+    loc_outputs = torch.cat((cells[:, :5], torch.zeros(len(cells), 10)), 1)
+    loc_labels = data.labels.cells_to_picture(labels).reshape(-1, 6)
+    expected = utils.combined_loss(loc_outputs, loc_labels, "loc", "giou")
+    assert found.box.item() == pytest.approx(expected.box.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("filler", [math.nan, -1.0])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_giou_loss_reads_no_label_without_a_digit_and_has_finite_gradients(task, share, filler):
+    outputs, labels = random_case(task, share=share, seed=5)
+    labels[..., 1:][labels[..., 0] == 0] = filler
+    leaf = outputs.clone().requires_grad_()
+    loss = utils.combined_loss(leaf, labels, task, "giou")
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    assert torch.isfinite(leaf.grad).all()
+    assert share or loss.box == 0
+
+
+def test_giou_loss_falls_on_the_way_to_the_box():
+    labels = torch.tensor([[1, 0.5, 0.5, 0.4, 0.4, 3]]).double()
+    losses = [
+        utils.combined_loss(loc_row(0.0, (0.5 + away, 0.5, 0.4, 0.4))[None], labels, "loc", "giou").box.item()
+        for away in (0.6, 0.5, 0.3, 0.1, 0.0)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_whole_pixels_are_recognized(splits):
+    for task in ("loc", "det"):
+        labels = splits[task].train.labels
+        assert utils.on_whole_pixels(labels, task)
+        moved = labels.clone()
+        moved[..., 1] += 0.3 / 60
+        assert not utils.on_whole_pixels(moved, task)
+
+
 # ---------------------------------------------------------------------------------------------- measure
 
 FULL_BOX = (0.5, 0.5, 0.2, 0.4)
