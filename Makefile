@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench store
+.PHONY: run test bench store check-published
 
 run: $(VENV)/installed
 	@$(BIN)/python scripts/run.py
@@ -19,6 +19,11 @@ test: $(VENV)/installed
 	$(BIN)/pytest
 	PROFILE=smoke DATA_SOURCE=digits RUNS_DIR=$$(mktemp -d) \
 		$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider *.ipynb
+	$(BIN)/python scripts/check_published.py --if-possible
+
+# Rebuilds both notebooks from the published run, without training, and compares the results they print. Needs MNIST.
+check-published: $(VENV)/installed
+	$(BIN)/python scripts/check_published.py
 
 bench: $(VENV)/installed
 	@$(BIN)/python scripts/bench.py

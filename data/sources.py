@@ -103,14 +103,18 @@ def _stack_pairs(pairs: list | tuple, path: Path) -> tuple[Tensor, Tensor]:
         raise DataError(f"{path}: expected pictures, and labels, all of one shape, found several") from error
 
 
+def mnist_files(folder: Path) -> list[Path]:
+    """MNIST's four raw files in `folder/MNIST/raw`, whether they are there or not."""
+    from torchvision.datasets import MNIST
+
+    return [folder / "MNIST" / "raw" / Path(name).stem for name, _ in MNIST.resources]
+
+
 def mnist_is_there(folder: Path) -> bool:
     """Whether MNIST's raw files are in `folder/MNIST/raw`, downloading them if there is internet."""
     from torchvision.datasets import MNIST
 
-    raw = folder / "MNIST" / "raw"
-    names = [Path(name).stem for name, _ in MNIST.resources]
-    there = [(raw / name).is_file() for name in names]
-    if all(there):
+    if all(path.is_file() for path in mnist_files(folder)):
         return True
     if not _reachable(MNIST.mirrors):
         return False
