@@ -584,17 +584,20 @@ def pick_failures(matches: Matches, pictures: int, count: int) -> Tensor:
 
 
 def _show_picture(axes: plt.Axes, picture: Tensor) -> None:
-    axes.imshow(as_floats(picture)[0].numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, WIDTH, HEIGHT, 0))
+    height, width = picture.shape[-2:]
+    axes.imshow(as_floats(picture)[0].numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
 
-def _draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool) -> None:
+def _draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool, room: float = 9.0) -> None:
+    """`room` is what a text needs above or below the box, in pixels of the picture."""
     left, top, right, bottom = box.tolist()
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2.2))
-    fits_above, fits_below = top > 9, bottom < HEIGHT - 9
+    fits_above, fits_below = top > room, bottom < axes.get_ylim()[0] - room
     under = (below and fits_below) or not (below or fits_above)
-    place = {"y": bottom + 0.5, "va": "top"} if under else {"y": max(top - 0.5, 8), "va": "bottom"}
+    gap = room / 18
+    place = {"y": bottom + gap, "va": "top"} if under else {"y": max(top - gap, room - 2 * gap), "va": "bottom"}
     side = {"x": right, "ha": "right"} if below else {"x": left, "ha": "left"}
     axes.text(
         s=text, color="white", fontsize=12, weight="bold", **place, **side,
@@ -633,6 +636,19 @@ def draw_boxes(
         handles.append(Rectangle((0, 0), 1, 1, color=PREDICTED, label="predicted"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
+    return figure
+
+
+def draw_found(picture: Tensor, boxes: Tensor, texts: Sequence[str]) -> Figure:
+    """One picture (1, H, W) of any size with boxes (k, 4), `xyxy` in its pixels, in blue, each with its text."""
+    height, width = picture.shape[-2:]
+    inches = min(6 / width, 4.8 / height)  # per pixel
+    figure, axes = plt.subplots(figsize=(max(2, width * inches), max(2, height * inches)), layout="constrained")
+    _show_picture(axes, picture)
+    for box, text in zip(boxes, texts, strict=True):
+        _draw_box(axes, box, text, PREDICTED, below=False, room=0.3 / inches)
+    if not len(boxes):
+        axes.set_title("no digit", fontsize=13)
     return figure
 
 
