@@ -1,6 +1,7 @@
 """The submission as it lies there: notebooks as one clean run left them, tables that say what the results say."""
 
 import ast
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,10 +14,10 @@ import pytest
 import models
 import training
 import utils
+from scripts import check_published
 
 HOME = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {"loc": HOME / "localization.ipynb", "det": HOME / "detection.ipynb"}
-# Tasks of which a large enough run has been made; the other notebook's outputs are of a small one.
 PUBLISHED = json.loads((HOME / "figures" / "results.json").read_text())
 
 
@@ -76,8 +77,30 @@ def test_results_are_complete():
         assert set(found["networks"]) == {network.__name__ for network in networks[task]}
         best = max(found["networks"].items(), key=lambda item: item[1]["val"]["mean"])[0]
         assert found["selected"] == best
+        reference = [network.__name__ for network in networks[task][:-1]]
+        best = max(reference, key=lambda name: found["networks"][name]["val"]["mean"])
+        assert found["reference"]["network"] == best
+        assert {row["network"] for row in found["study"]["comparison"]} == set(found["networks"])
         assert {"device", "python", "torch", "torchvision", "numpy"} <= set(found["versions"])
-    assert "loc" in results
+    assert set(results) == set(NOTEBOOKS)
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_published_histories_are_those_of_the_results(task):
+    for name, found in PUBLISHED[task]["networks"].items():
+        run = training.load_published(getattr(models, name), task)
+        assert (run.val, run.train) == (found["val"], found["train"])
+        assert (run.best_epoch, run.pictures) == (found["best_epoch"], found["pictures"])
+        assert dataclasses.asdict(run.settings) == found["settings"]
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_cells_that_print_results_are_compared_with_the_published_run(task):
+    tagged = [cell for cell in code_cells(task) if check_published.TAG in cell.metadata.get("tags", [])]
+    assert len(tagged) >= 6
+    text = "".join(cell.source for cell in tagged)
+    for piece in ("compare_runs", "print_scores(best", "print_scores(baseline", "study_tables", "diagnose"):
+        assert piece in text
 
 
 def test_readme_and_notebooks_show_the_published_results():
@@ -108,11 +131,12 @@ def test_dependencies_are_named_once():
         ("data", {"data"}),
         ("utils.py", {"data"}),
         ("training.py", {"utils", "data"}),
+        ("predict.py", {"models", "utils", "training", "data"}),
     ],
 )
 def test_modules_import_only_what_lies_below_them(module, allowed):
     files = sorted((HOME / module).glob("*.py")) if (HOME / module).is_dir() else [HOME / module]
-    ours = {"models", "utils", "training", "data", "scripts"}
+    ours = {"models", "utils", "training", "predict", "data", "scripts"}
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
@@ -125,4 +149,4 @@ def test_unknown_profile_is_refused_in_one_line():
         [sys.executable, "scripts/run.py"], cwd=HOME, env={"PROFILE": "huge"}, capture_output=True, text=True
     )
     assert found.returncode != 0
-    assert "PROFILE: expected one of full, long, quick, smoke, found 'huge'" in found.stderr
+    assert "PROFILE: expected one of full, long, quick, published, smoke, found 'huge'" in found.stderr
