@@ -1,12 +1,13 @@
 # make run    installs what is needed into .venv and runs the notebooks
 # make test   installs what is needed into .venv and runs the tests
+# make soak   the faults again, many times over: half an hour
 # make bench  measures training speed
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench store
+.PHONY: run test soak bench store
 
 run: $(VENV)/installed
 	@$(BIN)/python scripts/run.py
@@ -19,6 +20,10 @@ test: $(VENV)/installed
 	$(BIN)/pytest
 	PROFILE=smoke DATA_SOURCE=digits RUNS_DIR=$$(mktemp -d) \
 		$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider *.ipynb
+
+# Fifty kills, a thousand damaged files, thousands of drawn labels and boxes, where `make test` takes a few of each.
+soak: $(VENV)/installed
+	SOAK=1 $(BIN)/pytest -m slow
 
 bench: $(VENV)/installed
 	@$(BIN)/python scripts/bench.py
