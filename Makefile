@@ -1,12 +1,13 @@
 # make run    installs what is needed into .venv and runs the notebooks
 # make test   installs what is needed into .venv and runs the tests
+# make soak   the faults again, many times over: half an hour
 # make bench  measures training speed
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench store check-published
+.PHONY: run test soak bench store check-published
 
 run: $(VENV)/installed
 	@$(BIN)/python scripts/run.py
@@ -24,6 +25,10 @@ test: $(VENV)/installed
 # Rebuilds both notebooks from the published run, without training, and compares the results they print. Needs MNIST.
 check-published: $(VENV)/installed
 	$(BIN)/python scripts/check_published.py
+
+# Fifty kills, a thousand damaged files, thousands of drawn labels and boxes, where `make test` takes a few of each.
+soak: $(VENV)/installed
+	SOAK=1 $(BIN)/pytest -m slow
 
 bench: $(VENV)/installed
 	@$(BIN)/python scripts/bench.py

@@ -1,6 +1,7 @@
 """Trains one network, resumably; settings and profiles; run folders, checkpoints, pickled histories."""
 
 import ast
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -25,7 +26,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import utils
 from data import FULL, DataError, Splits, augment
-from data.files import load_pickle, load_tensors, save_pickle, save_tensors, write_whole
+from data.files import (
+    InUse,
+    ReadError,
+    SaveError,
+    load_pickle,
+    load_tensors,
+    lock,
+    remove_leftovers,
+    save_pickle,
+    save_tensors,
+    write_whole,
+)
 from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH
 
 # ---------------------------------------------------------------------------------------------- settings
@@ -281,11 +293,12 @@ class Run:
         return {name.removeprefix(f"{part}_"): self.history[name][self.best_epoch - 1] for name in names}
 
     def best(self, device: torch.device | None = None) -> nn.Module:
-        """The network with the weights of its best epoch, in evaluation mode."""
+        """The network with the weights of its best epoch, in evaluation mode. Raises DataError where their file has
+        been damaged since."""
         network = assemble(self.network, self.settings)
         if self.how == "published":
             return load_weights(network, self.name, PUBLISHED_WEIGHTS[self.task]).to(device or choose_device()).eval()
-        network.load_state_dict(load_tensors(best_file(self.folder, self.best_epoch))["model"])
+        network.load_state_dict(read_best(self.folder, self.best_epoch, network))
         return network.to(device or choose_device(), memory_format=torch.channels_last).eval()
 
 
@@ -357,6 +370,15 @@ class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite; the state saved after the epoch before is untouched."""
 
 
+class RunInUse(RuntimeError):
+    """Another process is training the same run."""
+
+
+MEASURED = ("loss", "loss_pc", "loss_box", "loss_class", "accuracy", "iou", "digit_accuracy", "iou_all", "mean")
+RELEASED_WITHIN = 10.0  # seconds until a process that is being stopped, as a kernel in its restart, is surely dead
+WRITTEN_WITHIN = 3600.0  # seconds in which any checkpoint is written, on the slowest of drives
+
+
 def fit(
     network: type[nn.Module],
     splits: Splits,
@@ -370,41 +392,46 @@ def fit(
     """Train a network, or continue or load the run that did; only one with the same settings, data and code counts.
 
     After each epoch the run's folder (under `runs`, by default `runs_folder()`) holds history.pkl, the weights of
-    the best epoch so far, and last.pt, the full state. Killed at any moment, the next call continues after the last
-    whole epoch and ends with the same history and weights, bit for bit on the same machine's CPU.
+    the best epoch so far, last.pt, the full state, and previous.pt, the one before. Killed at any moment, the next
+    call continues after the last whole epoch, or the one before where last.pt has been damaged, and ends with the
+    same history and weights, bit for bit on the same machine's CPU.
 
     Training scores are gathered during the epoch, on the weights as they change. With `quiet` a notebook keeps a line
-    of it and no log of the epochs. Raises NonFiniteLoss.
+    of it and no log of the epochs.
+
+    Two processes never train one run at once. The second waits for RELEASED_WITHIN seconds and then raises RunInUse:
+    a notebook that waited longer would look as if it hung, perhaps for a kernel that was forgotten. Where the system
+    has no locks, as on Windows and some network drives, the two do the same work twice; files are still whole.
+
+    Raises NonFiniteLoss, RunInUse, SaveError (an OSError) where files cannot be written, and ReadError where a drive
+    is away; the last state that was saved stays.
     """
     description = describe_run(network, splits, normal, settings)
     key = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(runs or runs_folder()) / f"{task}-{network.__name__}-{key}"
     device = device or choose_device()
     keep_freed_memory()
-    trainee = build(network, settings, device, len(splits.train))
-    history = resume(folder, trainee)
-    done = len(history.get("seconds", []))
-    how = "loaded" if done == settings.epochs else f"continued after epoch {done}" if done else "trained"
-    if done < settings.epochs:
-        if not done:
-            write_whole(folder / "run.json", lambda file: file.write(json.dumps(description, indent=1).encode()))
-        train, val = ((part.pictures.to(device), part.labels.to(device)) for part in (splits.train, splits.val))
-        progress = Progress(network.__name__, settings, len(splits.train), done, quiet)
-        for epoch in range(done + 1, settings.epochs + 1):
-            began = time.perf_counter()
-            outputs, targets = train_epoch(trainee, *train, normal, task, settings, epoch, progress.step)
-            scores = {f"train_{name}": value for name, value in utils.score(outputs, targets, task).items()}
-            outputs = utils.predict(trainee.validated, val[0], normal)
-            scores |= {f"val_{name}": value for name, value in utils.score(outputs, val[1], task).items()}
-            if not math.isfinite(scores["val_loss"]):  # the last step may have spoilt the weights: never saved
-                raise NonFiniteLoss(f"{network.__name__}, epoch {epoch}: validation loss is {scores['val_loss']}")
-            rate = trainee.optimizer.param_groups[0]["lr"]
-            scores |= {"learning_rate": rate, "seconds": time.perf_counter() - began}
-            for name, value in scores.items():
-                history.setdefault(name, []).append(value)
-            save(folder, trainee, history)
-            progress.epoch(history)
-        progress.close()
+    try:
+        with lock(folder / ".lock", RELEASED_WITHIN) as alone:
+            # With the lock no other process is writing; without it one may be.
+            remove_leftovers(folder, 0.0 if alone else WRITTEN_WITHIN)
+            trainee = build(network, settings, device, len(splits.train))
+            history = resume(folder, trainee, network.__name__, settings)
+            done = len(history.get("seconds", []))
+            how = "loaded" if done == settings.epochs else f"continued after epoch {done}" if done else "trained"
+            if done < settings.epochs:
+                if not alone:
+                    print(f"{folder}: cannot be locked here, so take care not to train this run in two places at once")
+                if not done:
+                    text = json.dumps(description, indent=1).encode()
+                    write_whole(folder / "run.json", lambda file: file.write(text))
+                progress = Progress(network.__name__, settings, len(splits.train), done, quiet)
+                train(trainee, splits, normal, task, settings, device, folder, history, progress)
+    except InUse as holder:
+        raise RunInUse(
+            f"{folder}: {network.__name__} is being trained by another process ({holder}). Wait until it has finished "
+            "or stop it, then run this again."
+        ) from None
     return Run(network, task, folder, settings, len(splits.train), history, how)
 
 
@@ -725,33 +752,186 @@ def build(network: type[nn.Module], settings: Settings, device: torch.device, pi
     return Trainee(model, optimizer, schedule, average)
 
 
+def train(
+    trainee: Trainee,
+    splits: Splits,
+    normal: utils.Normalizer,
+    task: str,
+    settings: Settings,
+    device: torch.device,
+    folder: Path,
+    history: dict[str, list[float]],
+    progress: "Progress",
+) -> None:
+    """Train the epochs that the history lacks, add them to it, and save after each."""
+    pictures, labels = splits.train.pictures.to(device), splits.train.labels.to(device)
+    val_pictures, val_labels = splits.val.pictures.to(device), splits.val.labels.to(device)
+    for epoch in range(progress.done + 1, settings.epochs + 1):
+        began = time.perf_counter()
+        outputs, targets = train_epoch(trainee, pictures, labels, normal, task, settings, epoch, progress.step)
+        scores = {f"train_{name}": value for name, value in utils.score(outputs, targets, task).items()}
+        outputs = utils.predict(trainee.validated, val_pictures, normal)
+        scores |= {f"val_{name}": value for name, value in utils.score(outputs, val_labels, task).items()}
+        for name, value in scores.items():
+            if not math.isfinite(value):  # the last step may have spoilt the weights: never saved
+                raise NonFiniteLoss(f"{progress.name}, epoch {epoch}: {name} is {value}")
+        rate = trainee.optimizer.param_groups[0]["lr"]
+        scores |= {"learning_rate": rate, "seconds": time.perf_counter() - began}
+        for name, value in scores.items():
+            history.setdefault(name, []).append(value)
+        save(folder, trainee, history)
+        progress.epoch(history)
+    progress.close()
+
+
 def save(folder: Path, trainee: Trainee, history: dict[str, list[float]]) -> None:
-    """Write what an epoch has brought. last.pt comes last: what it does not speak of has not happened."""
-    best, epoch = best_epoch(history), len(history["seconds"])
+    """Write what an epoch has brought. last.pt comes last: what it does not speak of has not happened.
+
+    The one before it is kept as previous.pt, with the weights that it speaks of, so that damage to last.pt costs an
+    epoch. Of the largest network these files, of 150 MB each, are at most four, and a fifth while it is written.
+    Raises SaveError.
+    """
+    epoch, best = len(history["seconds"]), best_epoch(history)
     if best == epoch:
         save_tensors(best_file(folder, epoch), {"epoch": epoch, "model": trainee.validated.state_dict()})
     save_pickle(folder / "history.pkl", history)
-    save_tensors(folder / "last.pt", {"epoch": epoch, "history": history, **trainee.state()})
-    for old in folder.glob("best-*.pt"):
-        if old != best_file(folder, best):
-            old.unlink()
+    save_tensors(
+        folder / "last.pt", {"epoch": epoch, "history": history, **trainee.state()}, keep=folder / "previous.pt"
+    )
+    before = {name: values[:-1] for name, values in history.items()}
+    needed = {best_file(folder, best)} | ({best_file(folder, best_epoch(before))} if epoch > 1 else set())
+    for old in set(folder.glob("best-*.pt")) - needed:
+        old.unlink(missing_ok=True)
 
 
-def resume(folder: Path, trainee: Trainee) -> dict[str, list[float]]:
+def resume(folder: Path, trainee: Trainee, name: str, settings: Settings) -> dict[str, list[float]]:
     """Bring the trainee to the state after the last whole epoch and return the history until then; an empty one
-    where the run has not begun, or where its files are damaged, which is said."""
-    if not (folder / "last.pt").exists():
+    where the run has not begun. Where files are damaged it is the epoch before, or the beginning, which is said in a
+    line that begins with `name`. A finished run is only read.
+
+    Raises ReadError where files are there but the system does not let them be read, and SaveError.
+    """
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    damage = []
+    for path in (last, previous):
+        if path.exists():
+            try:
+                state = read_checkpoint(path, trainee, settings)
+                break
+            except ReadError:
+                raise
+            except DataError as error:
+                damage.append(error)
+    else:
+        if damage:
+            print(f"{name}: starts anew, the run before cannot be used: {damage[0]}")
         return {}
-    try:
-        state = load_tensors(folder / "last.pt")
-        history = state["history"]
-        load_tensors(best_file(folder, best_epoch(history)))
-    except DataError as error:
-        print(f"{type(trainee.model).__name__}: starts anew, the run before cannot be used: {error}")
-        return {}
+    history = state["history"]
+    if len(history["seconds"]) == settings.epochs:
+        # Nothing is left to train, and the folder may be read-only: history.pkl is a copy for other readers.
+        try:
+            copied = load_pickle(folder / "history.pkl") == history
+        except DataError:
+            copied = False
+        if not copied:
+            with contextlib.suppress(SaveError):
+                save_pickle(folder / "history.pkl", history)
+        return history
+    if damage:
+        print(f"{name}: goes back to the end of epoch {len(history['seconds'])}, a file cannot be used: {damage[0]}")
+    save_pickle(folder / "history.pkl", history)  # may be an epoch ahead; and shows now whether anything can be written
+    if path == previous:
+        try:
+            os.replace(previous, last)  # else the damaged one would become the previous one
+        except OSError as error:
+            raise SaveError(f"{last}: cannot be written, {error.strerror}") from error
     trainee.load_state(state)
-    save_pickle(folder / "history.pkl", history)  # may be an epoch ahead of last.pt
     return history
+
+
+def read_checkpoint(path: Path, trainee: Trainee, settings: Settings) -> dict[str, Any]:
+    """What `save` wrote to last.pt: epoch, history, and the parts of the trainee's state.
+
+    Raises DataError where it or the weights of the best epoch are damaged, or built in another way than this trainee.
+    """
+    state = load_tensors(path)
+    if not isinstance(state, dict) or not {"epoch", "history"} <= state.keys():
+        raise DataError(f"{path}: expected a dict with epoch and history, found something else")
+    history, epoch = state["history"], state["epoch"]
+    check_history(history, str(path))
+    if epoch != len(history["seconds"]) or epoch > settings.epochs:
+        raise DataError(
+            f"{path}: expected at most {settings.epochs} epochs, found {epoch!r} and a history of "
+            f"{len(history['seconds'])}"
+        )
+    if epoch < settings.epochs:
+        wanted = trainee.state()
+        wanted["optimizer"] = {**wanted["optimizer"], "state": _optimizer_state(trainee, settings)}
+        check_like({name: part for name, part in state.items() if name not in ("epoch", "history")}, wanted, str(path))
+    read_best(path.parent, best_epoch(history), trainee.validated)
+    return state
+
+
+def read_best(folder: Path, epoch: int, network: nn.Module) -> dict[str, Tensor]:
+    """The weights after the best epoch. Raises DataError where they are damaged or not of such a network."""
+    path = best_file(folder, epoch)
+    state = load_tensors(path)
+    check_like(state, {"epoch": epoch, "model": network.state_dict()}, str(path))
+    if state["epoch"] != epoch:
+        raise DataError(f"{path}: expected the weights after epoch {epoch}, found those after epoch {state['epoch']}")
+    return state["model"]
+
+
+def _optimizer_state(trainee: Trainee, settings: Settings) -> dict[int, dict[str, Tensor]]:
+    """What the optimizer keeps for each parameter once it has made a step, as far as shapes go."""
+    parameters = [parameter for group in trainee.optimizer.param_groups for parameter in group["params"]]
+    if settings.optimizer == "adamw":
+        return {
+            number: {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            for number, parameter in enumerate(parameters)
+        }
+    return {number: {"momentum_buffer": parameter} for number, parameter in enumerate(parameters) if settings.momentum}
+
+
+def check_history(history: Any, where: str) -> None:
+    """Raise DataError, its message beginning with `where`, unless history is a dict with the columns that `fit`
+    writes: lists of finite floats, each as long as the others, at least one."""
+    columns = {f"{part}_{name}" for part in ("train", "val") for name in MEASURED} | {"learning_rate", "seconds"}
+    if not isinstance(history, dict) or history.keys() != columns:
+        raise DataError(f"{where}: expected a history of {len(columns)} columns, found something else")
+    lengths = {len(values) if isinstance(values, list) else 0 for values in history.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise DataError(f"{where}: expected the history's columns to be lists of one length, found {sorted(lengths)}")
+    for name, values in history.items():
+        if not all(type(value) is float and math.isfinite(value) for value in values):
+            raise DataError(f"{where}: expected finite numbers in the history's {name}, found others")
+
+
+def check_like(found: Any, wanted: Any, where: str) -> None:
+    """Raise DataError, its message beginning with `where`, unless `found` is built as `wanted` is: dicts of the same
+    keys, lists of the same length, tensors of the same shape and dtype, texts that are the same, numbers of the same
+    type; and all numbers finite."""
+    if isinstance(wanted, Tensor):
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            raise DataError(f"{where}: expected a tensor {tuple(wanted.shape)} of {wanted.dtype}, found {got}")
+        if not torch.isfinite(found).all():
+            raise DataError(f"{where}: holds NaN or infinity")
+    elif isinstance(wanted, dict):
+        if not isinstance(found, dict) or found.keys() != wanted.keys():
+            different = sorted(map(str, found.keys() ^ wanted.keys())) if isinstance(found, dict) else []
+            raise DataError(f"{where}: missing or not expected: {', '.join(different[:4]) or 'everything'}")
+        for name, value in wanted.items():
+            check_like(found[name], value, f"{where}: {name}")
+    elif isinstance(wanted, (list, tuple)):
+        if type(found) is not type(wanted) or len(found) != len(wanted):
+            raise DataError(f"{where}: expected a {type(wanted).__name__} of {len(wanted)}, found something else")
+        for number, value in enumerate(wanted):
+            check_like(found[number], value, f"{where}, {number}")
+    elif type(found) is not type(wanted) or (isinstance(wanted, str) and found != wanted):
+        raise DataError(f"{where}: expected {wanted!r} or the like, found {found!r:.100}")
+    elif isinstance(wanted, float) and not math.isfinite(found):
+        raise DataError(f"{where}: holds NaN or infinity")
 
 
 def keep_freed_memory() -> None:

@@ -256,12 +256,15 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
     Returns per picture {"boxes": (k, 4) `xyxy` in pixels cut to the picture, "labels": (k,) int64,
     "scores": (k,) in [0, 1]}; the score is the probability that there is a digit times that of its class, and those
     whose sigmoid(pc) is below the threshold are left out. With nms_iou, of boxes of one class that overlap by more
-    than that only the best is kept (torchvision's batched_nms). Raises ValueError unless both are in [0, 1].
+    than that only the best is kept (torchvision's batched_nms). Raises ValueError unless both are in [0, 1] and all
+    outputs are finite.
     """
     for name, value in (("threshold", threshold), ("nms_iou", 0 if nms_iou is None else nms_iou)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], found {value}")
     check_outputs(outputs, task)
+    if not torch.isfinite(outputs).all():
+        raise ValueError("outputs: expected finite numbers, found NaN or infinity")
     if task == "det":
         cells = outputs.movedim(1, -1)  # (N, 6, 2, 3) -> (N, 2, 3, 6)
         values = cells_to_picture(cells).flatten(1, 2)  # (N, 6, 6)

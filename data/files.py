@@ -1,68 +1,186 @@
-"""Files written whole or not at all, and read without running any code that they may hold."""
+"""Files written whole or not at all, read without running any code that they may hold, and locked."""
 
+import contextlib
+import errno
+import hashlib
+import io
 import os
 import pickle
+import platform
+import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class DataError(ValueError):
     """A file or tensor is not what it should be; the message names it, what was expected and what was found."""
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+class ReadError(DataError):
+    """The system did not let a file be read. The file itself may be good."""
+
+
+class SaveError(OSError):
+    """A file could not be written: disk full, folder read-only. The message names it; the old file is as it was."""
+
+
+class InUse(RuntimeError):
+    """Another process holds a lock; the message is what that process wrote about itself."""
+
+
+class _Watched:
+    """A file that remembers the first error of the system in writing to it, for torch.save raises another one."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None], keep: Path | None = None) -> None:
     """Write a file so that at every moment, a power cut included, it is the old one or the new one.
 
-    `write` gets a binary file open for writing; its errors go through, and leave the old file as it was.
+    `write` gets a binary file open for writing; its errors go through, and leave the old file as it was. With `keep`
+    the old file gets that name when the new one is whole; a process killed in that moment leaves `keep` alone.
+
+    Raises SaveError where the system does not let the file be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    watched = None
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                watched = _Watched(file)
+                write(watched)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, keep)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    except Exception as error:
+        cause = watched.error if watched is not None and watched.error is not None else error
+        if not isinstance(cause, OSError):
+            raise
+        raise SaveError(f"{path}: cannot be written, {cause.strerror or cause}") from error
+    with contextlib.suppress(OSError):  # some network file systems, and Windows, cannot do this for folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else a power cut could undo the rename
+        finally:
+            os.close(folder)
+
+
+def remove_leftovers(folder: Path, older_than: float) -> None:
+    """Remove the temporary files in a folder that killed processes left behind: those that were last written to more
+    than `older_than` seconds ago."""
+    for path in Path(folder).glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
+    """Hold a lock that no other process can hold at the same time, nor another thread of this one. It ends with the
+    process, however that ends. Yields whether there is such a lock: Windows has no flock, some network file systems
+    have none either, and in a read-only folder there is no file for it.
+
+    path: a file for the lock, made where there is none and never removed, for another process may be about to lock it.
+    patience: how many seconds to wait for a process that holds it. Raises InUse after that.
+    """
+    path = Path(path)
+    file = None
     try:
-        os.fsync(folder)  # else a power cut could undo the rename
-    except OSError:
-        pass  # some network file systems cannot do this for folders
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = open(path, "a+b", buffering=0)  # noqa: SIM115
+        yield file is not None and _take(file, patience)
     finally:
-        os.close(folder)
+        if file is not None:
+            file.close()
 
 
-def save_tensors(path: Path, value: Any) -> None:
-    """Save tensors, and plain lists and dicts of them and of numbers and strings."""
-    write_whole(path, lambda file: torch.save(value, file))
+def _take(file: BinaryIO, patience: float) -> bool:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                return False
+        else:
+            break
+        if time.monotonic() >= until:
+            file.seek(0)
+            raise InUse(file.read(200).decode(errors="replace"))
+        time.sleep(0.1)
+    with contextlib.suppress(OSError):  # a full disk does not matter here
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}".encode())
+    return True
+
+
+def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
+    """Save tensors, and plain lists and dicts of them and of numbers and strings. `keep`, and errors: `write_whole`."""
+    write_whole(path, lambda file: torch.save(value, file), keep)
+
+
+# A system's word for "not now" rather than for "not such a file": a drive that is away, or rights that are missing.
+_NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE}
 
 
 def load_tensors(path: Path, classes: Iterable[type] = ()) -> Any:
     """Load what `torch.save` wrote, onto the CPU: tensors, plain containers, and instances of `classes` only.
 
-    Raises DataError where the file is missing, damaged or holds anything else.
+    Raises DataError where the file is missing, damaged or holds anything else, or much more than its size allows;
+    ReadError, which is one, where the system does not let it be read.
     """
-    path = Path(path)
+    path, classes = Path(path), list(classes)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch does not compare the checksums that it writes
-            if damaged is not None:
-                raise DataError(f"{path}: damaged, the checksum of {damaged} is wrong")
-        with torch.serialization.safe_globals(list(classes)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            archive = file.read(2) == b"PK"  # by which torch, too, tells archives from files of its old form
+        if archive or zipfile.is_zipfile(path):
+            _check_archive(path)
+        with torch.serialization.safe_globals(classes):
+            value = torch.load(path, map_location="cpu", weights_only=True)
+        _check_size(value, tuple(classes), path)
+        return value
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise _not_read(path, error, "a file that torch.save wrote") from error
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "Can only" in str(error):  # torch's words for a class it was not told of
             raise DataError(
@@ -75,27 +193,96 @@ def load_tensors(path: Path, classes: Iterable[type] = ()) -> Any:
         ) from error
 
 
+def _not_read(path: Path, error: OSError, what: str) -> DataError:
+    if error.errno in _NOT_NOW:
+        return ReadError(f"{path}: cannot be read, {error.strerror}")
+    return DataError(f"{path}: damaged or truncated, or not {what} ({type(error).__name__})")
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums, which torch writes and does not read; before that, that there is not more to read than
+    the file is long: torch compresses nothing, and a small file that unpacks to a large one is made to do harm."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked, length = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if unpacked > length:
+            raise DataError(f"{path}: damaged or refused, its {length:,} bytes claim to unpack to {unpacked:,}")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DataError(f"{path}: damaged, the checksum of {damaged} is wrong")
+
+
+# Values of a file may be the same object, or tensors share their numbers, so that going through them takes longer than
+# the file is long. Nothing that is meant to be read comes near this.
+_UNFOLDED = 16  # times the length of the file
+_NESTED = 20
+
+
+def _check_size(value: Any, classes: tuple[type, ...], path: Path) -> None:
+    """Raise DataError where a value that has been read unfolds to much more than its file holds: tensors that repeat
+    few numbers endlessly, lists of lists that are all the same. Also where a tensor has no numbers in memory."""
+    sizes: dict[int, int | None] = {}  # id -> bytes, or pieces, None while it is being counted
+
+    def size(value: Any, depth: int) -> int:
+        if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+                raise DataError(f"{path}: refused, it holds a tensor that is not a plain one")
+            value.requires_grad_(False)
+            return value.numel() * value.element_size()
+        if isinstance(value, dict):
+            parts = [*value, *value.values()]
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            parts = value
+        elif isinstance(value, classes):
+            parts = vars(value).values()
+        else:
+            return 1
+        known = sizes.get(id(value), -1)
+        if known is None or depth > _NESTED:
+            raise DataError(f"{path}: refused, its lists lie within each other more than {_NESTED} times")
+        if known < 0:
+            sizes[id(value)] = None
+            known = sizes[id(value)] = 1 + sum(size(part, depth + 1) for part in parts)
+        return known
+
+    length = path.stat().st_size
+    unfolded = size(value, 0)
+    if unfolded > _UNFOLDED * length:
+        raise DataError(f"{path}: refused, its {length:,} bytes unfold to {unfolded:,}")
+
+
+_CHECKSUM = b"sha256:"  # with the digest after it, behind the pickle's end, where pickle.load does not look
+
+
 def save_pickle(path: Path, value: Any) -> None:
-    """Pickle a value made of plain dicts, lists, numbers and strings."""
-    write_whole(path, lambda file: pickle.dump(value, file, protocol=4))
+    """Pickle a value made of plain dicts, lists, numbers and strings, with a checksum behind it."""
+    content = pickle.dumps(value, protocol=4)
+    write_whole(path, lambda file: file.write(content + _CHECKSUM + hashlib.sha256(content).digest()))
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):  # in Python, for the one in C can be made to take all memory
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def load_pickle(path: Path) -> Any:
-    """Load a pickle of plain dicts, lists, numbers and strings.
+    """Load what `save_pickle` wrote: plain dicts, lists, numbers and strings.
 
     Raises DataError where the file is missing, damaged or asks for any class or function, which could run code.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            return _PlainUnpickler(file).load()
+        stored = path.read_bytes()
+        end = len(stored) - len(_CHECKSUM) - hashlib.sha256().digest_size
+        content, checksum = stored[: max(end, 0)], stored[max(end, 0) :]
+        if checksum != _CHECKSUM + hashlib.sha256(content).digest():
+            raise DataError(f"{path}: damaged or truncated, or not a pickle with a checksum")
+        return _PlainUnpickler(io.BytesIO(content)).load()
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise _not_read(path, error, "a pickle") from error
     except pickle.UnpicklingError as error:
         if "asks for" in str(error):
             raise DataError(f"{path}: refused, {error}, and only plain values are read from it") from error
