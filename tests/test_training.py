@@ -18,6 +18,7 @@ from helpers import (
     SHORT,
     TINY,
     Tiny,
+    Tiny2,
     assert_same_run,
     finished_run,
     fit,
@@ -27,6 +28,7 @@ from helpers import (
     start,
     wait_for,
 )
+from torch import nn
 
 import data
 import models
