@@ -1,12 +1,13 @@
 # make run    installs what is needed into .venv and runs the notebooks
 # make test   installs what is needed into .venv and runs the tests
+# make report builds report.pdf from figures/ and what it says of the run that made them
 # make bench  measures training speed
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench store
+.PHONY: run test report bench store
 
 run: $(VENV)/installed
 	@$(BIN)/python scripts/run.py
@@ -19,6 +20,10 @@ test: $(VENV)/installed
 	$(BIN)/pytest
 	PROFILE=smoke DATA_SOURCE=digits RUNS_DIR=$$(mktemp -d) \
 		$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 -p no:cacheprovider *.ipynb
+
+# What `make store` has left in figures/ is all it needs; report.pdf is committed beside it.
+report: $(VENV)/installed
+	@$(BIN)/python scripts/report.py
 
 bench: $(VENV)/installed
 	@$(BIN)/python scripts/bench.py
