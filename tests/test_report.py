@@ -174,7 +174,7 @@ def test_a_changed_number_or_figure_changes_the_report(folder):
 def test_every_listed_figure_is_shown_and_no_other():
     source = report.SOURCE.read_text()
     for task, names in report.FIGURES.items():
-        shown = set(re.findall(rf'(?:part|panels)\(\s*"{task}", "(\w+)"', source))
+        shown = set(re.findall(rf'(?:part|panels|strip)\(\s*"{task}", "(\w+)"', source))
         assert shown == {*names, *report.BOXES}
 
 
