@@ -1,5 +1,6 @@
 # make run    installs what is needed into .venv and runs the notebooks
 # make test   installs what is needed into .venv and runs the tests
+# make report builds report.pdf from figures/ and what it says of the run that made them
 # make soak   the faults again, many times over: half an hour
 # make bench  measures training speed
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test soak bench store check-published
+.PHONY: run test report soak bench store check-published
 
 run: $(VENV)/installed
 	@$(BIN)/python scripts/run.py
@@ -29,6 +30,10 @@ check-published: $(VENV)/installed
 # Fifty kills, a thousand damaged files, thousands of drawn labels and boxes, where `make test` takes a few of each.
 soak: $(VENV)/installed
 	SOAK=1 $(BIN)/pytest -m slow
+
+# What `make store` has left in figures/ is all it needs; report.pdf is committed beside it.
+report: $(VENV)/installed
+	@$(BIN)/python scripts/report.py
 
 bench: $(VENV)/installed
 	@$(BIN)/python scripts/bench.py

@@ -388,6 +388,9 @@ PUBLISHED = {
     ],
 }
 
+# Beside them for detection: [name, mAP@[.50:.95], mAP@.50, mAP@.75], again figure by figure the best of the fourteen.
+PUBLISHED_MAP = ("best of fourteen public submissions", 0.5363, 0.9394, 0.5735)
+
 
 def results_table(task: str, results: dict[str, Any] | None) -> str:
     """A task's test scores beside the published ones, as a Markdown table; `results` as `training.summarize` gives."""
