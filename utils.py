@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -634,7 +635,7 @@ def draw_boxes(
             for box, category in zip(guesses[number]["boxes"], guesses[number]["labels"], strict=True):
                 _draw_box(axis, box, str(category.item()), PREDICTED, below=True)
         if notes is not None:
-            axis.set_title(notes[number], fontsize=13)
+            axis.set_title(textwrap.fill(notes[number], 132 // columns), fontsize=13)  # as wide as the picture
         elif not len(truth[number]["labels"]):
             axis.set_title("no digit", fontsize=13)
     handles = [Rectangle((0, 0), 1, 1, color=TRUE, label="true")]

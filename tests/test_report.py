@@ -75,7 +75,7 @@ def invent(profile="long", selected=0, study=True):
             }
         rows = None
         if study:
-            ablation = training.plan_ablation(networks[0], networks[-1], plan)
+            ablation = training.plan_ablation(networks[0], networks[-1], task, plan)
             trials = {"ablation": ablation, "comparison": training.plan_comparison(networks, plan)}
             rows = {
                 kind: [
