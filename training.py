@@ -4,6 +4,7 @@ import ast
 import contextlib
 import ctypes
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -12,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Sequence
@@ -238,20 +240,57 @@ def published_results(task: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()).get(task) if path.is_file() else None
 
 
-def prepare_colab(drive: Any) -> None:
-    """On Colab: install what it lacks, and keep runs on Google Drive if the user agrees. `drive` is google.colab's.
+def prepare_colab(drive: Any, mount_point: Path | str = "/content/drive") -> None:
+    """On Colab: install what it lacks, and keep runs on Google Drive if the user agrees. Harmless when called again.
 
-    Colab's own torch stays as it is: pip leaves alone what is there and suffices.
+    drive: the module google.colab.drive. mount_point: where it puts Drive. Where Drive is declined, or cannot be
+    written to, runs are kept in runs/ on the machine, and that is said. A RUNS_DIR that names another folder is
+    respected. Raises RuntimeError where a package cannot be installed.
     """
-    lacking = [name for name in ("torchmetrics", "pycocotools") if importlib.util.find_spec(name) is None]
-    if lacking:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *lacking], check=True)
+    install_lacking(("torchmetrics", "pycocotools"))
+    folder = Path(mount_point) / "MyDrive" / "digit-runs"
+    if os.environ.get("RUNS_DIR", "") not in ("", str(folder)):
+        print(f"Runs are kept in {os.environ['RUNS_DIR']}, as RUNS_DIR says, and not on Drive.")
+        return
     try:
-        drive.mount("/content/drive")
+        drive.mount(str(mount_point))  # returns at once where Drive is mounted already
+        write_whole(folder / "writable", lambda file: file.write(b"a trial"))
+        (folder / "writable").unlink()
     except Exception as error:  # Colab raises different ones when the user declines
-        print(f"Runs are kept on this machine only, without Drive ({error}).")
+        os.environ.pop("RUNS_DIR", None)
+        reason = str(error) or type(error).__name__
+        print(f"No Drive ({reason}): runs are kept on this machine only and are lost with it.")
     else:
-        os.environ.setdefault("RUNS_DIR", "/content/drive/MyDrive/digit-runs")
+        os.environ["RUNS_DIR"] = str(folder)
+        print("Runs are kept on Drive, in MyDrive/digit-runs: Run all after a disconnect goes on where it was.")
+
+
+def install_lacking(names: Sequence[str]) -> None:
+    """Install with pip those of the packages that cannot be imported, in the versions of requirements.txt.
+
+    What else is named there and installed, torch above all, stays as it is: rather than replace it, pip fails. Raises
+    RuntimeError, with pip's words, where a package cannot be installed.
+    """
+    lacking = [name for name in names if importlib.util.find_spec(name) is None]
+    if not lacking:
+        return
+    lines = (Path(__file__).resolve().parent / "requirements.txt").read_text().splitlines()
+    pins = [line.partition("#")[0].strip() for line in lines]
+    wanted = {pin.partition("==")[0]: pin for pin in pins if pin}
+    kept = []
+    for name in wanted.keys() - set(lacking):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            kept.append(f"{name}=={importlib.metadata.version(name)}")
+    print("installing", *(wanted[name] for name in lacking))
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "constraints.txt"
+        constraints.write_text("\n".join(kept))
+        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
+        command += ["--constraint", str(constraints), *(wanted[name] for name in lacking)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise RuntimeError(f"pip cannot install {', '.join(lacking)}:\n{done.stdout.strip()}")
+    importlib.invalidate_caches()  # else the running process may not see what has just come
 
 
 # ---------------------------------------------------------------------------------------------- runs
