@@ -22,7 +22,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
-from traitlets.config import Config
 
 import training
 
@@ -125,8 +124,7 @@ def run_notebook(task, machine, drive, address, environment, then="", short=Fals
         last = max(number for number, cell in enumerate(notebook.cells) if "save_results" in cell.source)
         notebook.cells = notebook.cells[: last + 1]
     nbformat.write(notebook, machine / NOTEBOOKS[task])
-    local = Config({"KernelManager": {"transport": "ipc"}})
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", config=local)
+    client = NotebookClient(notebook, timeout=600, startup_timeout=600, kernel_name="python3")
     client.resources = {"metadata": {"path": str(machine)}}
     client.execute(env=environment)
     return notebook
