@@ -38,11 +38,12 @@ def mount(mount_point):
     print("Mounted at", mount_point)
 """
 
-# What costs time and changes no result: the pictures, and learning a batch by heart.
+# What costs time and is tried elsewhere: saving pictures, learning a batch by heart, comparing recipes.
 SHORTER = """
 import utils
 utils.save_figure = lambda figure, *_: __import__("matplotlib.pyplot").pyplot.close(figure)
 training.overfit = lambda *_, steps, **__: [0.0] * steps
+training.compare_recipes = lambda *_: None
 """
 
 # The second network dies in the middle of its second epoch.
@@ -159,7 +160,7 @@ def check_whole_run(notebook, machine, drive, task):
 def undisturbed(place, address, environment):
     """Localization, run once from top to bottom without a break: its results."""
     machine, drive = place / "undisturbed", place / "undisturbed-drive"
-    notebook = run_notebook("loc", machine, drive, address, environment)
+    notebook = run_notebook("loc", machine, drive, address, environment, SHORTER)
     check_whole_run(notebook, machine, drive, "loc")
     assert "FloNet: trained" in printed(notebook)
     yield results(drive)
@@ -183,7 +184,7 @@ def test_localization_goes_on_after_a_disconnect_and_ends_with_the_same_results(
 
 def test_detection_runs_from_top_to_bottom(place, address, environment):
     machine, drive = place / "detection", place / "detection-drive"
-    notebook = run_notebook("det", machine, drive, address, environment)
+    notebook = run_notebook("det", machine, drive, address, environment, SHORTER)
     check_whole_run(notebook, machine, drive, "det")
 
 
