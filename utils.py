@@ -434,6 +434,25 @@ def compare_runs(runs: Sequence[Any], best: Any) -> str:
     return markdown_table((*header, "IoU", "IoU, a miss as 0", "mean"), rows)
 
 
+def training_table(results: dict[str, Any]) -> str:
+    """How every network of a task was trained, how long that took, and what came of it, as a Markdown table."""
+    rows = [
+        (
+            f"**{name}**" if name == results["selected"] else name,
+            run["parameters"],
+            run["pictures"],
+            run["epochs"],
+            f"{run['seconds'] / 60:.1f}",
+            run["val"]["accuracy"],
+            run["val"]["iou"],
+            run["val"]["mean"],
+        )
+        for name, run in results["networks"].items()
+    ]
+    header = ("network", "parameters", "training pictures", "epochs", "minutes", "validation accuracy", "IoU", "mean")
+    return markdown_table(header, rows)
+
+
 def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
     """Trials as `training.try_out` gives them, as a Markdown table: validation scores, with their range where there
     is more than one seed, and what each change has brought."""

@@ -91,7 +91,8 @@ def update_readme(path: Path, results: dict) -> None:
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)
     tables = "\n\n".join(
-        f"**{name.removesuffix('.ipynb').capitalize()}**\n\n{utils.headline(results[task], task)}"
+        f"**{name.removesuffix('.ipynb').capitalize()}**\n\n{utils.headline(results[task], task)}\n\n"
+        f"How its networks were trained:\n\n{utils.training_table(results[task])}"
         for task, name in NOTEBOOKS.items()
         if task in results
     )
