@@ -1,6 +1,6 @@
 # make run    installs what is needed into .venv and runs the notebooks
 # make test   installs what is needed into .venv and runs the tests
-# make soak   the faults again, many times over: half an hour
+# make soak   the faults again, many times over: minutes
 # make bench  measures training speed
 
 PYTHON ?= python3
