@@ -1,7 +1,7 @@
 # make run    installs what is needed into .venv and runs the notebooks
 # make test   installs what is needed into .venv and runs the tests
 # make report builds report.pdf from figures/ and what it says of the run that made them
-# make soak   the faults again, many times over: half an hour
+# make soak   the faults again, many times over: minutes
 # make bench  measures training speed
 
 PYTHON ?= python3

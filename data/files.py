@@ -78,8 +78,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], keep: Path | None
                 write(watched)
                 file.flush()
                 os.fsync(file.fileno())
-            if keep is not None:
-                with contextlib.suppress(FileNotFoundError):
+            if keep is not None and path.exists():
+                with contextlib.suppress(FileNotFoundError):  # another process, where there are no locks
                     os.replace(path, keep)
             os.replace(temporary, path)
         except BaseException:
