@@ -394,29 +394,25 @@ PUBLISHED = {
 PUBLISHED_MAP = ("best of fourteen public submissions", 0.5363, 0.9394, 0.5735)
 
 
-def results_table(task: str, results: dict[str, Any] | None) -> str:
+def results_table(task: str, results: dict[str, Any]) -> str:
     """A task's test scores beside the published ones, as a Markdown table; `results` as `training.summarize` gives."""
-    rows = []
-    if results is not None:
-        test, chosen = results["test"], results["networks"][results["selected"]]
-        about = f"{chosen['best_epoch']} of {chosen['epochs']} epochs, {results['pictures']['train']:,} pictures"
-        rows = [(f"**this run: {results['selected']}**, {about}", test["accuracy"], test["iou"], test["mean"])]
-        whole = "pictures" if task == "loc" else "cells"
-        rows.append(
-            (
-                f"the same, over {whole} with a digit only, a miss as IoU 0",
-                test["digit_accuracy"],
-                test["iou_all"],
-                "",
-            )
-        )
-        name, test = results["reference"]["network"], results["reference"]["test"]
-        epochs = results["networks"][name]["epochs"]
-        rows.append(
-            (f"the reference's best network here, {name}, {epochs} epochs", test["accuracy"], test["iou"], test["mean"])
-        )
+    test, chosen = results["test"], results["networks"][results["selected"]]
+    name, reference = results["reference"]["network"], results["reference"]["test"]
+    whole = "pictures" if task == "loc" else "cells"
+    names = ("accuracy", "iou", "mean") + (("map", "map50", "map75") if task == "det" else ())
+    about = f"{chosen['best_epoch']} of {chosen['epochs']} epochs, {results['pictures']['train']:,} pictures"
+    epochs = results["networks"][name]["epochs"]
+    rows = [
+        (f"**this run: {results['selected']}**, {about}", *(test[name] for name in names)),
+        (f"the same, over {whole} with a digit only, a miss as IoU 0", test["digit_accuracy"], test["iou_all"]),
+        (f"the reference's best network here, {name}, {epochs} epochs", *(reference[name] for name in names)),
+        *PUBLISHED[task],
+    ]
+    if task == "det":
+        rows[-1] += PUBLISHED_MAP[1:]
     header = ("test set", "detection & class accuracy", "box accuracy (IoU)", "mean accuracy")
-    return markdown_table(header, [*rows, *PUBLISHED[task]])
+    header += ("mAP@[.50:.95]", "mAP@.50", "mAP@.75") if task == "det" else ()
+    return markdown_table(header, [(*row, *[""] * (len(header) - len(row))) for row in rows])
 
 
 def compare_runs(runs: Sequence[Any], best: Any) -> str:
