@@ -212,22 +212,25 @@ def runs_folder() -> Path:
     return Path(os.environ.get("RUNS_DIR") or "runs")
 
 
+def outcome_folder(name: str, profile: Profile) -> Path:
+    """Where what comes of a profile goes: to the folder of that name for the submission's own, and for the small
+    profiles to one among the runs, so that trying the notebooks out never overwrites what was published."""
+    return Path(name) if profile.published else runs_folder() / profile.name / name
+
+
 def figures_folder(profile: Profile) -> Path:
-    """Where a profile's figures and results.json go: figures/ for the submission's own, and for the small profiles
-    a folder among the runs, so that trying the notebooks out never overwrites what was published."""
-    return Path("figures") if profile.published else runs_folder() / profile.name / "figures"
+    """Where a profile's figures and results.json go."""
+    return outcome_folder("figures", profile)
 
 
 def weights_file(task: str, profile: Profile) -> Path:
-    """Where the weights of this project's network for a task go, by the same rule."""
-    folder = Path("weights") if profile.published else runs_folder() / profile.name / "weights"
-    return folder / f"{NAMES[task]}.pt"
+    """Where the weights of this project's network for a task go."""
+    return outcome_folder("weights", profile) / f"{NAMES[task]}.pt"
 
 
 def histories_file(task: str, profile: Profile) -> Path:
-    """Where the histories of a task's networks go, by the same rule."""
-    folder = Path("histories") if profile.published else runs_folder() / profile.name / "histories"
-    return folder / f"{NAMES[task]}.pkl"
+    """Where the histories of a task's networks go."""
+    return outcome_folder("histories", profile) / f"{NAMES[task]}.pkl"
 
 
 PUBLISHED_WEIGHTS = {task: Path("weights") / f"{name}.pt" for task, name in NAMES.items()}
