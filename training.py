@@ -62,17 +62,21 @@ class Settings:
     whole_pixels: bool = False  # round the edges of the boxes that are validated and given: labels have whole ones
     own_cell: bool = False  # a cell does not answer for a digit whose centre it sees outside itself
     shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
+    zoom: float = 0.0  # enlarge or shrink them by up to this share
+    noise: float = 0.0  # standard deviation of white noise that is added to them; light is 1
     averaging: float = 0.0  # decay per step of a running mean of the weights, which is what is validated; 0: none
 
     def __post_init__(self):
         for name, allowed in (("optimizer", ("sgd", "adamw")), ("box_loss", utils.BOX_LOSSES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("shift", 0, 24), ("averaging", 0, 1)):
+        limits = {"epochs": (1, None), "batch_size": (1, None), "shift": (0, 24), "zoom": (0, 0.5), "noise": (0, 1)}
+        limits["averaging"] = (0, 1)
+        for name, (low, high) in limits.items():
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
-                limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
-                raise ValueError(f"{name}: expected a number {limits}, found {value}")
+                wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
+                raise ValueError(f"{name}: expected a number {wanted}, found {value}")
 
 
 REFERENCE = Settings()
@@ -105,6 +109,8 @@ def describe(settings: Settings) -> str:
         "edges on whole pixels": settings.whole_pixels,
         "no answer for a centre outside the cell": settings.own_cell,
         f"pictures shifted by up to {settings.shift} pixels": settings.shift,
+        f"pictures zoomed by up to {settings.zoom:.0%}": settings.zoom,
+        f"white noise of {settings.noise:g} added": settings.noise,
         f"weights averaged, decay {settings.averaging:g}": settings.averaging,
     }
     lines += [", ".join(name for name, there in added.items() if there)]
@@ -134,6 +140,8 @@ class Profile:
     # At most so many training pictures for a network that would take hours of a CPU: FloNet2 works with up to 100
     # channels at full size, fifty times the arithmetic of SimpleNet2.
     caps: dict[str, int] = field(default_factory=dict)
+    # Epochs for a network that gets more than the settings say.
+    epochs: dict[str, int] = field(default_factory=dict)
 
 
 PROFILES = {
@@ -158,6 +166,7 @@ PROFILES = {
             published=True,
             study=Study(3_000, 4, (42, 43)),
             caps={"FloNet2": 600},
+            epochs={"CompactNet2": 36},  # there are half as many pictures, hence steps, as in localization
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
@@ -394,7 +403,9 @@ def _definition(piece: type | Callable) -> ast.AST:
 
 def describe_run(network: type[nn.Module], splits: Splits, normal: utils.Normalizer, settings: Settings) -> dict:
     """All that a run's result depends on; runs that differ in any of it are different runs."""
-    code = code_of(network, build, train_epoch, utils.Normalizer, utils.predict, utils.score, augment.shift)
+    code = code_of(
+        network, build, train_epoch, utils.Normalizer, utils.predict, utils.score, augment.shift, augment.zoom
+    )
     return {
         "network": network.__name__,
         "task": splits.task,
@@ -486,15 +497,17 @@ def fit_all(
     settings: Settings,
 ) -> list[Run]:
     """`fit` each network with the settings, and print what was done. A network named in the profile's caps gets only
-    so many training pictures. The profile `published` trains nothing and takes the published histories."""
+    so many training pictures, and one named in its epochs so many epochs. The profile `published` trains nothing and
+    takes the published histories."""
     runs = []
     for network in networks:
+        epochs = profile.epochs.get(network.__name__, settings.epochs)
         cap = profile.caps.get(network.__name__, len(splits.train))
         train = splits.train if cap >= len(splits.train) else splits.train.head(cap)
         if profile.name == "published":
             run = load_published(network, task)
         else:
-            run = fit(network, replace(splits, train=train), normal, task, settings)
+            run = fit(network, replace(splits, train=train), normal, task, replace(settings, epochs=epochs))
         print(
             f"{run.name}: {run.how}, {run.pictures:,} pictures, best epoch {run.best_epoch} of "
             f"{len(run.history['seconds'])}, {sum(run.history['seconds']) / 60:.1f} minutes of training"
@@ -561,7 +574,8 @@ class Trial(NamedTuple):
 
 
 def plan_ablation(start: type[nn.Module], own: type[nn.Module], task: str, profile: Profile) -> list[Trial]:
-    """From a network with the reference's recipe to this project's, one change at a time."""
+    """From a network with the reference's recipe to this project's, one change at a time; then what was tried and not
+    kept, each added to this project's recipe by itself."""
     study, network, settings = profile.study, start, replace(REFERENCE, epochs=profile.study.epochs)
     trials = [Trial(f"{start.__name__}, the reference's recipe", network, settings, study.seeds[:1])]
     for name, fields in (
@@ -578,8 +592,13 @@ def plan_ablation(start: type[nn.Module], own: type[nn.Module], task: str, profi
         network = own if not fields else network
         settings = replace(settings, **{field: getattr(profile.own, field) for field in fields})
         trials.append(Trial(name, network, settings, study.seeds if network is own else study.seeds[:1]))
-    averaged = replace(settings, averaging=0.99)
-    return [*trials, Trial("tried: weights averaged over about 100 steps", network, averaged, study.seeds)]
+    for name, change in (
+        ("tried: pictures zoomed by up to 12% as well", {"zoom": 0.12}),
+        ("tried: fresh noise added in every epoch", {"noise": 0.05}),
+        ("tried: weights averaged over about 100 steps", {"averaging": 0.99}),
+    ):
+        trials.append(Trial(name, network, replace(settings, **change), study.seeds))
+    return trials
 
 
 def plan_comparison(networks: Sequence[type[nn.Module]], profile: Profile) -> list[Trial]:
@@ -671,7 +690,7 @@ def train_epoch(
 ) -> tuple[Tensor, Tensor]:
     """One pass over all pictures in an order drawn from seed and epoch. Returns the outputs for each picture, in the
     pictures' own order, that the network gave when it was trained on it, and the labels that it was trained on,
-    which differ from `labels` where pictures are shifted.
+    which differ from `labels` where pictures are shifted or zoomed.
 
     On a GPU nothing waits for the device until the epoch's end, where a non-finite loss is then found; on a CPU
     every step is checked.
@@ -682,15 +701,25 @@ def train_epoch(
     order = torch.randperm(len(pictures), generator=generator)
     # Drawn on the CPU, so that every device sees the same pictures.
     moves = torch.rand(len(pictures), 2, generator=generator).to(pictures.device) if settings.shift else None
+    zooms = torch.rand(len(pictures), generator=generator).to(pictures.device) if settings.zoom else None
+    # Too much of it to come from the CPU: the one thing that differs from device to device.
+    noise = torch.Generator(pictures.device).manual_seed(settings.seed * 100_003 + epoch) if settings.noise else None
     batches = order.to(pictures.device).split(settings.batch_size)
     losses = torch.zeros(len(batches), 4, device=pictures.device)
-    outputs, targets = None, labels.clone() if settings.shift else labels
+    outputs, targets = None, labels.clone() if settings.shift or settings.zoom else labels
     for step, index in enumerate(batches):
         batch, target = pictures[index], labels[index]
+        if zooms is not None:
+            batch, target = augment.zoom(batch, target, task, settings.zoom, zooms[index])
         if moves is not None:
             batch, target = augment.shift(batch, target, task, settings.shift, moves[index])
+        if targets is not labels:
             targets[index] = target
-        batch = normal(batch).contiguous(memory_format=torch.channels_last)
+        batch = normal(batch)
+        if noise is not None:
+            random = torch.randn(batch.shape, generator=noise, device=batch.device)
+            batch = batch + random * (settings.noise / normal.std)
+        batch = batch.contiguous(memory_format=torch.channels_last)
         found = model(batch)
         loss = utils.combined_loss(found, target, task, settings.box_loss)
         optimizer.zero_grad()

@@ -452,7 +452,8 @@ def training_table(results: dict[str, Any]) -> str:
 
 def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
     """Trials as `training.try_out` gives them, as a Markdown table: validation scores, with their range where there
-    is more than one seed, and what each change has brought."""
+    is more than one seed, and what each change has brought: to the row above, and a row that was merely tried to the
+    last one that was kept."""
     lines, before = [], None
     for row in rows:
         means = [scores["mean"] for scores in row["seeds"]]
@@ -461,7 +462,8 @@ def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
         line += [sum(scores[name] for scores in row["seeds"]) / len(means) for name in ("accuracy", "iou")]
         line += [mean, f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else ""]
         lines.append((*line, f"{mean - before:+.4f}" if before is not None else ""))
-        before = mean
+        if not row["name"].startswith("tried"):
+            before = mean
     header = ("recipe", "seeds", "validation accuracy", "IoU", "mean", "over the seeds", "change")
     return markdown_table(header, lines)
 

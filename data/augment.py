@@ -1,7 +1,6 @@
 """Changes training pictures a little, boxes included, anew in every epoch; never validation or test pictures."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_picture
@@ -11,9 +10,9 @@ def shift(pictures: Tensor, labels: Tensor, task: str, most: int, random: Tensor
     """Move every picture's content by up to `most` whole pixels in x and y, its digits' boxes with it.
 
     pictures: (N, 1, 48, 60). labels: (N, 6) or (N, 2, 3, 6). random: (N, 2) in [0, 1), where between the furthest
-    left (up) and the furthest right (down) that leaves every box inside. What comes in from outside is the picture
-    mirrored at its edge. Where two digits would get their centres into one cell, the picture stays as it is. Whole
-    pixels, since interpolation would change the noise. Returns new pictures and labels on the same device.
+    left (up) and the furthest right (down) that leaves every box inside. What leaves on one side, which is background
+    as no box does, comes in on the other. Where two digits would get their centres into one cell, the picture stays as
+    it is. Whole pixels, since interpolation would change the noise. Returns new pictures and labels on the same device.
     """
     count = len(pictures)
     size = labels.new_tensor((WIDTH, HEIGHT))
@@ -29,12 +28,64 @@ def shift(pictures: Tensor, labels: Tensor, task: str, most: int, random: Tensor
         moved, crowded = _to_grid(moved)
         step = torch.where(crowded[:, None], 0.0, step)
         moved = torch.where(crowded[:, None, None, None], labels, moved)
-    padded = F.pad(pictures.float(), (most, most, most, most), mode="reflect") if most else pictures.float()
     x, y = step.long().unbind(1)
-    down = torch.arange(HEIGHT, device=x.device) + most - y[:, None]  # (N, 48): where each row comes from
-    across = torch.arange(WIDTH, device=x.device) + most - x[:, None]  # (N, 60)
-    number = torch.arange(count, device=x.device)[:, None, None]
-    return padded[number, 0, down[:, :, None], across[:, None]][:, None].to(pictures.dtype), moved.reshape(labels.shape)
+    down = (torch.arange(HEIGHT, device=x.device) - y[:, None]) % HEIGHT  # (N, 48): where each row comes from
+    across = (torch.arange(WIDTH, device=x.device) - x[:, None]) % WIDTH  # (N, 60)
+    return _pick(pictures, down, across), moved.reshape(labels.shape)
+
+
+def _pick(pictures: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Pictures (N, 1, 48, 60) made of each one's rows `down` (N, 48) and columns `across` (N, 60)."""
+    number = torch.arange(len(pictures), device=pictures.device)[:, None, None]
+    return pictures[number, 0, down[:, :, None], across[:, None]][:, None]
+
+
+def zoom(pictures: Tensor, labels: Tensor, task: str, most: float, random: Tensor) -> tuple[Tensor, Tensor]:
+    """Enlarge or shrink every picture's content by a factor from 1 - most to 1 + most, its digits' boxes with it.
+
+    pictures: (N, 1, 48, 60). labels: (N, 6) or (N, 2, 3, 6). random: (N,) in [0, 1), where between the two. About the
+    picture's middle, moved from there as far as keeps every box inside; a factor that would make the boxes too large
+    for the picture is lowered. Rows and columns that come in from outside are copies of those that no box touches, and
+    digits that would share a cell stay as they are. Each new pixel is the old one in its place: the noise keeps its
+    strength, and edges lie on whole pixels, as labels have them. Returns new pictures and labels on the same device.
+    """
+    count = len(pictures)
+    rows = (cells_to_picture(labels) if task == "det" else labels).reshape(count, -1, 6)
+    digit = rows[..., 0] > 0  # (N, digits)
+    sizes, edges, lows, highs = (WIDTH, HEIGHT), [], [], []
+    for axis, size in enumerate(sizes):
+        centre, length = rows[..., 1 + axis], rows[..., 3 + axis]
+        edge = (torch.stack((centre - length / 2, centre + length / 2), -1) * size).round()  # (N, digits, 2)
+        edges.append(edge)
+        lows.append(torch.where(digit, edge[..., 0], size).amin(1))  # (N,) of all the picture's boxes
+        highs.append(torch.where(digit, edge[..., 1], 0).amax(1))
+    factor = 1 + most * (2 * random.to(rows) - 1)
+    for low, high, size in zip(lows, highs, sizes, strict=True):
+        factor = torch.minimum(factor, size / (high - low).clamp(min=1))
+    moved, sources = rows.clone(), []
+    for axis, (edge, low, high, size) in enumerate(zip(edges, lows, highs, sizes, strict=True)):
+        start = (size / 2 + (low - size / 2) * factor).clamp(min=0)
+        start = torch.minimum(start, size - (high - low) * factor)  # of the leftmost (topmost) edge, not yet whole
+        place = torch.arange(size, device=rows.device) + 0.5
+        source = ((place - (start - low * factor)[:, None]) / factor[:, None]).floor()  # (N, size)
+        # New pixels before an edge are those that come from before it.
+        first, last = (source[:, None] < edge[..., side, None] for side in (0, 1))
+        first, last = first.sum(-1), last.sum(-1)  # (N, digits)
+        moved[..., 1 + axis] = torch.where(digit, (first + last) / (2 * size), rows[..., 1 + axis])
+        moved[..., 3 + axis] = torch.where(digit, (last - first) / size, rows[..., 3 + axis])
+        column = torch.arange(size, device=rows.device)
+        touched = (digit[..., None] & (edge[..., :1] <= column) & (column < edge[..., 1:])).any(1)  # (N, size)
+        free = touched.byte().argsort(dim=1, stable=True)  # first the ones that no box touches
+        outside = (source < 0) | (source >= size)
+        turn = (outside.cumsum(1) - 1).clamp(min=0) % (~touched).sum(1, keepdim=True).clamp(min=1)
+        sources.append(torch.where(outside, free.gather(1, turn), source.long()))
+    across, down = sources
+    zoomed = _pick(pictures, down, across)
+    if task == "det":
+        moved, crowded = _to_grid(moved)
+        zoomed = torch.where(crowded[:, None, None, None], pictures, zoomed)
+        moved = torch.where(crowded[:, None, None, None], labels, moved)
+    return zoomed, moved.reshape(labels.shape)
 
 
 def _to_grid(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,77 +1,423 @@
-"""Training speed, and time to the reference's accuracy; each measured side by side on what is there.
+"""How fast all this is, measured in one run on what is there; prints tables and writes figures/bench.json.
 
-python scripts/bench.py                  both
+python scripts/bench.py                  everything
+python scripts/bench.py start growth     these parts only; the others' figures stay as they are in bench.json
 python scripts/bench.py --minutes 60     gives each network up to an hour to reach the reference's accuracy
 """
 
 import argparse
+import json
+import multiprocessing
 import os
+import resource
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.chdir(sys.path[0])
+HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))
+os.chdir(HOME)
 
-import torch  # noqa: E402  (found only once the project's folder is on the path)
+import torch  # noqa: E402  (the project's modules are found only once its folder is on the path)
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import data  # noqa: E402
 import models  # noqa: E402
 import training  # noqa: E402
 import utils  # noqa: E402
+from data import augment, perturb, sources  # noqa: E402
+from data.files import write_whole  # noqa: E402
 
-FORMATS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
-ROUNDS = 7
-PICTURES = 512
+ROUNDS = 5  # measured ones, after one that warms up
+PICTURES = 1024  # in an epoch of the comparison of loops
+FEW = {"FloNet2": 128}  # fifty times the arithmetic of the others
+SETS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
 RACES = {
     "loc": ((models.SkreNet, training.REFERENCE), (models.CompactNet, replace(training.OWN, epochs=6))),
     "det": ((models.SkreNet2, training.REFERENCE), (models.CompactNet2, replace(training.OWN, epochs=6))),
 }
+# What an operation's name begins with, without "aten::", and what it is called in the table.
+KINDS = {
+    "convolution": ("conv", "mkldnn_conv", "cudnn_conv"),
+    "linear": ("addmm", "mm", "bmm", "linear"),
+    "pooling": ("max_pool", "upsample", "pixel_unshuffle"),
+    "batch norm": ("batch_norm", "native_batch_norm", "cudnn_batch_norm"),
+    "activation": ("relu", "clamp_min", "threshold", "sigmoid", "softplus", "softmax"),
+    "optimizer": ("_foreach", "_fused"),
+}
 
 
-def measure(network: type, splits: data.Splits, normal: utils.Normalizer) -> dict[str, float]:
-    """Median pictures per second of each format, measured in turns so that the machine's moods hit both alike."""
-    device = training.choose_device()
-    pictures, labels = splits.train.pictures.to(device), splits.train.labels.to(device)
-    settings = training.Settings(epochs=1)
-    rates = {name: [] for name in FORMATS}
-    built = {}
-    for name, memory_format in FORMATS.items():
-        built[name] = training.build(network, settings, device)
-        # One-channel pictures are both; the layout of the weights decides what every layer after them gets.
-        built[name].model.to(memory_format=memory_format)
-    for turn in range(ROUNDS + 1):
-        for name, trainee in built.items():
-            began = time.perf_counter()
-            training.train_epoch(trainee, pictures, labels, normal, splits.task, settings, turn, lambda step: None)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first one warms up
-                rates[name].append(len(pictures) / (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in rates.items()}
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def compare_formats() -> None:
-    """Print training speed with channels-last tensors against the same loop on contiguous ones."""
-    print(f"\nTraining speed, batch 64, medians of {ROUNDS} rounds in turns")
-    rows = []
-    for task, networks in (("loc", models.LOCALIZERS), ("det", (models.SkreNet2, models.CompactNet2))):
-        splits = data.load(task, "digits", sizes=(PICTURES, 64, 64))
-        normal = utils.Normalizer.fit(splits.train.pictures)
-        for network in networks:
-            rates = measure(network, splits, normal)
-            ratio = rates["channels last"] / rates["contiguous"]
-            rows.append((network.__name__, f"{ratio:.2f}", *(round(rate) for rate in rates.values())))
-    print(utils.markdown_table(("network", "ratio", *(f"{name}, pictures/s" for name in FORMATS)), rows))
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    synchronize()
+    began = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - began
 
 
-def race(network: type, settings: training.Settings, splits: data.Splits, goal: float, minutes: float) -> tuple:
-    """Train until the validation mean accuracy reaches the goal or the time is up.
+@cache
+def small_sets(task: str, count: int) -> tuple[data.Splits, utils.Normalizer]:
+    """Pictures made from scikit-learn's digits, which are everywhere."""
+    splits = data.load(task, "digits", sizes=(count, 512, 512), say=lambda text: None)
+    return splits, utils.Normalizer.fit(splits.train.pictures)
 
-    Returns (seconds of training and validation, epochs, highest validation mean).
+
+def recipe(network: type) -> training.Settings:
+    """The settings that a network is trained with."""
+    own = network in (models.CompactNet, models.CompactNet2)
+    return replace(training.OWN if own else training.REFERENCE, epochs=1 + ROUNDS)
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+@cache
+def prepare(loop: str, network: type, task: str) -> Callable[[int], None]:
+    """A function that trains one epoch, of which it is given the number, and scores it on the training pictures.
+
+    loop: "ours"; "contiguous", the same but for the memory format; or "plain", as most people write it.
     """
+    count = FEW.get(network.__name__, PICTURES)
+    splits, normal = small_sets(task, count)
+    device, settings = training.choose_device(), recipe(network)
+    trainee = training.build(network, settings, device, count)
+    if loop != "ours":
+        trainee.model.to(memory_format=torch.contiguous_format)
+    if loop == "plain":
+        listed = list(zip(normal(splits.train.pictures), splits.train.labels, strict=True))
+        loader = DataLoader(listed, settings.batch_size, shuffle=True)
+        return lambda epoch: plain_epoch(trainee, loader, task, settings, device)
+    pictures, labels = splits.train.pictures.to(device), splits.train.labels.to(device)
+
+    def epoch_of_ours(epoch: int) -> None:
+        found = training.train_epoch(trainee, pictures, labels, normal, task, settings, epoch, lambda step: None)
+        utils.score(*found, task)
+
+    return epoch_of_ours
+
+
+def plain_epoch(
+    trainee: training.Trainee, loader: DataLoader, task: str, settings: training.Settings, device: torch.device
+) -> list[float]:
+    """The loop that tutorials teach: a list as data set, a DataLoader, the loss read after each step, and a second
+    pass over the training set for its scores. Returns the losses."""
+    model, optimizer, schedule, _ = trainee
+    losses = []
+    model.train()
+    for pictures, labels in loader:
+        pictures, labels = pictures.to(device), labels.to(device)
+        if settings.shift:
+            random = torch.rand(len(pictures), 2, device=device)
+            pictures, labels = augment.shift(pictures, labels, task, settings.shift, random)
+        optimizer.zero_grad()
+        loss = utils.combined_loss(model(pictures), labels, task, settings.box_loss).total
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        losses.append(loss.item())
+    model.eval()
+    with torch.no_grad():
+        for pictures, labels in DataLoader(loader.dataset, settings.batch_size):
+            utils.score(model(pictures.to(device)), labels.to(device), task)
+    return losses
+
+
+def epoch_seconds(loop: str, network: type, task: str, epoch: int) -> float:
+    """In a worker process: train one epoch."""
+    work = prepare(loop, network, task)
+    return timed(lambda: work(epoch))
+
+
+def start_worker(threads: int, keep_memory: bool) -> None:
+    """In a new process; only ours asks the C library to keep freed memory."""
+    torch.set_num_threads(threads)
+    if keep_memory:
+        training.keep_freed_memory()
+
+
+def worker(keep_memory: bool = True) -> ProcessPoolExecutor:
+    """A process of its own: what one loop does to memory and caches must not help or harm the other."""
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, spawn, start_worker, (torch.get_num_threads(), keep_memory))
+
+
+def operations(network: type) -> float:
+    """Floating-point operations that training needs per picture: those of convolutions and linear layers, forwards
+    and backwards."""
+    task = next(task for task, networks in SETS.items() if network in networks)
+    splits, normal = small_sets(task, PICTURES)
+    model = training.build(network, recipe(network), torch.device("cpu")).model
+    count = 8
+    with FlopCounterMode(display=False) as counter:
+        outputs = model(normal(splits.train.pictures[:count]))
+        utils.combined_loss(outputs, splits.train.labels[:count], task).total.backward()
+    return counter.get_total_flops() / count
+
+
+def peak() -> float:
+    """Floating-point operations per second of the product of two large float32 matrices: the machine's best."""
+    size = 8192 if torch.cuda.is_available() else 2048
+    first, second = torch.rand(2, size, size, device=training.choose_device())
+    return 2 * size**3 / statistics.median(timed(lambda: first @ second) for _ in range(1 + ROUNDS))
+
+
+def where_time_goes(network: type, task: str) -> dict[str, float]:
+    """Share of each kind of operation in an epoch of ours."""
+    work = prepare("ours", network, task)
+    work(1)
+    gpu = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiled:
+        work(2)
+        synchronize()
+    shares = dict.fromkeys((*KINDS, "rest"), 0.0)
+    for event in profiled.key_averages():
+        name = event.key.removeprefix("aten::")
+        kind = next((kind for kind, begins in KINDS.items() if name.startswith(begins)), "rest")
+        shares[kind] += event.self_device_time_total if gpu else event.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: value / total for kind, value in shares.items()}
+
+
+def measure_training() -> dict[str, Any]:
+    """Pictures per second of each network in all loops, in turns, so that the machine's moods hit all alike."""
+    found = {}
+    with worker(keep_memory=False) as theirs, worker() as ours:
+        best = ours.submit(peak).result()
+        for task, networks in SETS.items():
+            for network in networks:
+                loops = {"plain": theirs, "contiguous": ours, "ours": ours}
+                seconds = {loop: [] for loop in loops}
+                for epoch in range(1, ROUNDS + 2):
+                    for loop, process in loops.items():
+                        taken = process.submit(epoch_seconds, loop, network, task, epoch).result()
+                        if epoch > 1:
+                            seconds[loop].append(taken)
+                count = FEW.get(network.__name__, PICTURES)
+                rates = {loop: count / statistics.median(taken) for loop, taken in seconds.items()}
+                found[network.__name__] = {
+                    "ratio": rates["ours"] / rates["plain"],
+                    "pictures_per_second": rates,
+                    "share_of_peak": rates["ours"] * ours.submit(operations, network).result() / best,
+                    "shares": ours.submit(where_time_goes, network, task).result(),
+                }
+                print(f"  {network.__name__}: {found[network.__name__]['ratio']:.2f} times", flush=True)
+    return {"peak_flops": best, "networks": found}
+
+
+def training_tables(found: dict[str, Any]) -> str:
+    """What `measure_training` has found."""
+    rows, shares = [], []
+    for name, each in found["networks"].items():
+        rates = each["pictures_per_second"]
+        rows.append((name, f"{each['ratio']:.2f}", *(round(rates[loop]) for loop in ("ours", "contiguous", "plain"))))
+        shares.append((name, f"{each['share_of_peak']:.0%}", *(f"{value:.0%}" for value in each["shares"].values())))
+    header = ("network", "ours / plain", "ours, pictures/s", "ours, contiguous", "plain")
+    peaks = f"Peak, of a product of float32 matrices: {found['peak_flops'] / 1e9:,.0f} GFLOP/s. Of an epoch's time:"
+    return "\n\n".join(
+        (
+            f"Training with its scores, batches of 64, medians of {ROUNDS} rounds in turns:",
+            utils.markdown_table(header, rows),
+            peaks,
+            utils.markdown_table(("network", "share of peak reached", *KINDS, "rest"), shares),
+        )
+    )
+
+
+# ---------------------------------------------------------------------------------------------- everything else
+
+
+def median_seconds(work: Callable[[], Any], rounds: int = 3) -> float:
+    """The median of the seconds that a call takes."""
+    return statistics.median(timed(work) for _ in range(rounds))
+
+
+def measure_task(task: str) -> dict[str, Any]:
+    """Making a task's pictures, evaluating its published network on as many as there are test pictures, and mAP."""
+    device, digits, network = training.choose_device(), sources.load_digits(), SETS[task][-1]
+    usable = digits.train_classes < data.labels.CLASSES[task]
+    chosen = digits.train[usable], digits.train_classes[usable], task, data.FULL[task][2], [1]
+    pictures, labels, *_ = perturb.make_pictures(*chosen)
+    normal = utils.Normalizer.fit(pictures)
+    model = training.load_weights(
+        training.assemble(network, training.OWN), network.__name__, training.PUBLISHED_WEIGHTS[task]
+    )
+    model.to(device).eval()
+    outputs, targets = utils.predict(model, pictures, normal), labels.to(device)
+    found = {
+        "pictures": len(pictures),
+        "network": network.__name__,
+        "made_per_second": len(pictures) / median_seconds(lambda: perturb.make_pictures(*chosen)),
+        "evaluated_per_second": len(pictures)
+        / median_seconds(lambda: utils.score(utils.predict(model, pictures, normal), targets, task)),
+    }
+    if task == "det":
+        outputs = outputs.cpu()
+        found["map_seconds"] = median_seconds(lambda: utils.mean_average_precision(outputs, labels, task))
+    return found
+
+
+def measure_data() -> dict[str, Any]:
+    """The above for both tasks."""
+    training.keep_freed_memory()
+    return {task: measure_task(task) for task in SETS}
+
+
+def data_tables(found: dict[str, Any]) -> str:
+    """What `measure_data` has found."""
+    rows = []
+    for task, each in found.items():
+        name = training.NAMES[task]
+        rows.append((f"{name}: pictures made", f"{each['made_per_second']:,.0f} per second"))
+        rows.append((f"{name}: evaluated by {each['network']}", f"{each['evaluated_per_second']:,.0f} per second"))
+        if "map_seconds" in each:
+            rows.append((f"{name}: mAP of {each['pictures']:,} pictures", f"{each['map_seconds']:.1f} s"))
+    return utils.markdown_table(("what", "speed"), rows)
+
+
+def train_for_growth(network: type, task: str, count: int, batch_size: int, epochs: int) -> dict[str, Any]:
+    """In a new process: seconds of the last epoch, and the process's memory in MB after each."""
+    sizes = (count, *data.FULL[task][1:])
+    splits = data.load(task, sizes=sizes, say=lambda text: None)
+    normal = utils.Normalizer.fit(splits.train.pictures)
+    settings = replace(recipe(network), epochs=epochs, batch_size=batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        memory = []
+
+        class Watched(training.Progress):
+            def epoch(self, history):
+                memory.append(resident())
+                super().epoch(history)
+
+        training.Progress = Watched
+        run = training.fit(network, splits, normal, task, settings, Path(folder))
+    return {
+        "pictures": count,
+        "batch_size": batch_size,
+        "seconds": run.history["seconds"][-1],
+        "memory": memory,
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_gpu_memory": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
+    }
+
+
+def resident() -> float:
+    """MB of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def in_new_process(function: Callable, *arguments: Any) -> Any:
+    """Call a function in a process that ends with it."""
+    with worker() as process:
+        return process.submit(function, *arguments).result()
+
+
+def measure_growth() -> dict[str, Any]:
+    """Time and memory over the number of pictures and the size of a batch, and over epochs on the full set."""
+    full = data.FULL["det"][0]
+    counts = [full // part for part in (8, 4, 2, 1)]
+    return {
+        "pictures": [in_new_process(train_for_growth, models.SimpleNet2, "det", count, 64, 2) for count in counts],
+        "batch_size": [
+            in_new_process(train_for_growth, models.CompactNet2, "det", full // 8, size, 2) for size in (64, 256, 1024)
+        ],
+        "epochs": {
+            network.__name__: in_new_process(train_for_growth, network, task, count, 64, epochs)
+            for network, task, count, epochs in (
+                (models.SimpleNet, "loc", data.FULL["loc"][0], 5),
+                (models.SkreNet, "loc", data.FULL["loc"][0] // 8, 4),
+            )
+        },
+    }
+
+
+def growth_tables(found: dict[str, Any]) -> str:
+    """What `measure_growth` has found."""
+    tables = []
+    for name, title, network in (("pictures", "pictures", "SimpleNet2"), ("batch_size", "batch", "CompactNet2")):
+        rows = [
+            (
+                f"{each[name]:,}",
+                f"{each['seconds']:.1f} s",
+                f"{each['pictures'] / each['seconds']:,.0f}",
+                f"{each['peak_memory']:,.0f} MB",
+            )
+            for each in found[name]
+        ]
+        header = (title, f"epoch of {network}, validated", "pictures/s", "peak memory of the process")
+        tables.append(utils.markdown_table(header, rows))
+    rows = [
+        (
+            name,
+            f"{each['pictures']:,}",
+            ", ".join(f"{value:,.0f}" for value in each["memory"]),
+            f"{each['peak_memory']:,.0f}",
+        )
+        for name, each in found["epochs"].items()
+    ]
+    header = ("network", "pictures", "memory after each epoch, MB", "peak, MB")
+    return "\n\n".join((*tables, utils.markdown_table(header, rows)))
+
+
+def measure_start() -> dict[str, float]:
+    """Seconds from `make run` to the first training step, and of notebooks whose runs are all finished."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"RUNS_DIR": folder}
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            ["make", "--silent", "run"], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            # A run's description is written right before its first step.
+            while process.poll() is None and not list(Path(folder).glob("*/run.json")):
+                time.sleep(0.02)
+            first = time.perf_counter() - began
+            if process.poll() is not None:
+                raise RuntimeError(f"make run ended with {process.returncode} before training anything")
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"RUNS_DIR": folder, "PROFILE": "smoke", "DATA_SOURCE": "digits"}
+        command = [sys.executable, "scripts/run.py"]
+        both = [
+            timed(lambda: subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True))
+            for _ in range(2)
+        ]
+    return {"first_step": first, "trained": both[0], "reloaded": both[1]}
+
+
+def start_tables(found: dict[str, float]) -> str:
+    """What `measure_start` has found."""
+    rows = [
+        ("from `make run`, installed, to the first training step", f"{found['first_step']:.1f} s"),
+        ("both notebooks, profile `smoke`, everything trained", f"{found['trained']:.0f} s"),
+        ("both notebooks again, every run loaded", f"{found['reloaded']:.0f} s"),
+    ]
+    return utils.markdown_table(("what", "time"), rows)
+
+
+def race(network: type, settings: training.Settings, splits: data.Splits, goal: float, minutes: float) -> dict:
+    """Train until the validation mean accuracy reaches the goal or the time, of training and validation, is up."""
     device, normal = training.choose_device(), utils.Normalizer.fit(splits.train.pictures)
     train, val = ((part.pictures.to(device), part.labels.to(device)) for part in (splits.train, splits.val))
     trainee = training.build(network, settings, device, len(splits.train))
@@ -83,34 +429,66 @@ def race(network: type, settings: training.Settings, splits: data.Splits, goal: 
         outputs = utils.predict(trainee.validated, val[0], normal)
         highest = max(highest, utils.score(outputs, val[1], splits.task)["mean"])
         seconds = time.perf_counter() - began
-    return seconds, epoch, highest
+    return {"network": network.__name__, "goal": goal, "seconds": seconds, "epochs": epoch, "highest": highest}
 
 
-def compare_times(minutes: float) -> None:
-    """Print how long the reference's best network and ours take to the reference's published test mean."""
-    rows = []
+def measure_accuracy(minutes: float) -> dict[str, Any]:
+    """How long the reference's best network and ours, each with its recipe, take to the reference's test mean."""
+    training.keep_freed_memory()
+    found = {}
     for task, entries in RACES.items():
-        goal, splits = utils.PUBLISHED[task][0][3], data.load(task)
-        (theirs, *_, best), (ours, *_) = found = [race(*entry, splits, goal, minutes) for entry in entries]
-        for (network, _), (seconds, epochs, highest) in zip(entries, found, strict=True):
-            reached = "" if highest >= goal else "not in "
-            rows.append((network.__name__, f"{goal:.4f}", f"{reached}{seconds:.0f} s", epochs, highest))
-        ratio = f"{theirs / ours:.1f}"
-        rows[-1] += (ratio if best >= goal else f"more than {ratio}",)
-        rows[-2] += ("",)
-    print(f"\nTime until the validation mean reaches the reference's published test mean, at most {minutes:g} minutes")
-    print(utils.markdown_table(("network, own recipe", "goal", "time", "epochs", "highest mean", "ratio"), rows))
+        splits = data.load(task, say=lambda text: None)
+        goal = utils.PUBLISHED[task][0][3]
+        found[task] = {
+            "source": splits.source,
+            "pictures": len(splits.train),
+            "races": [race(*entry, splits, goal, minutes) for entry in entries],
+        }
+    return found
+
+
+def accuracy_tables(found: dict[str, Any]) -> str:
+    """What `measure_accuracy` has found."""
+    rows = []
+    for each in found.values():
+        theirs, ours = each["races"]
+        ratio = f"{theirs['seconds'] / ours['seconds']:.1f}"
+        for run, text in ((theirs, ""), (ours, ratio if theirs["highest"] >= theirs["goal"] else f"> {ratio}")):
+            reached = "" if run["highest"] >= run["goal"] else "not in "
+            time_taken = f"{reached}{run['seconds']:.0f} s"
+            rows.append((run["network"], text, f"{run['goal']:.4f}", time_taken, run["epochs"], run["highest"]))
+    header = ("network, own recipe", "times as fast", "goal", "time to it", "epochs", "highest validation mean")
+    return utils.markdown_table(header, rows)
+
+
+PARTS = {
+    "training": ("Training", measure_training, training_tables),
+    "data": ("Data, evaluation, average precision", measure_data, data_tables),
+    "growth": ("Growth", measure_growth, growth_tables),
+    "start": ("Start", measure_start, start_tables),
+    "accuracy": ("Time to the reference's accuracy", measure_accuracy, accuracy_tables),
+}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all by default")
     parser.add_argument("--minutes", type=float, default=10, help="most that a network gets to reach the accuracy")
-    minutes = parser.parse_args().minutes
-    training.keep_freed_memory()
-    print(f"{utils.versions()['device']}, torch {torch.__version__}")
-    compare_formats()
-    compare_times(minutes)
+    arguments = parser.parse_args()
+    unknown = set(arguments.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"expected some of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
+    path = Path("figures") / "bench.json"
+    results = json.loads(path.read_text()) if path.is_file() else {}
+    for part in arguments.parts or PARTS:
+        title, measure, tables = PARTS[part]
+        print(f"\n{title}", flush=True)
+        found = measure(arguments.minutes) if part == "accuracy" else measure()
+        results[part] = {"versions": utils.versions(), **found}
+        text = json.dumps(results, indent=1).encode()
+        write_whole(path, lambda file, text=text: file.write(text))
+        print(f"\n{tables(found)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
     """Run one notebook; write the executed copy and its HTML into the folder, also where a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     began = time.perf_counter()
-    local = Config({"KernelManager": {"transport": "ipc"}})  # over TCP the kernel warns that it is not encrypted
+    # Over TCP the kernel warns that it is not encrypted. By default the sockets' names are the same for every kernel.
+    sockets = tempfile.TemporaryDirectory(prefix="kernel-")
+    local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/ipc"}})
     client = LiveClient(notebook, timeout=None, kernel_name="python3", record_timing=False, config=local)
     client.resources = {"metadata": {"path": str(HOME)}}
     heading = {}
@@ -74,6 +77,7 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
         client.execute()
     finally:
         client.show("")
+        sockets.cleanup()
         text = nbformat.writes(notebook) + "\n"
         write_whole(copy, lambda file: file.write(text.encode()))
         html, _ = HTMLExporter().from_notebook_node(notebook)

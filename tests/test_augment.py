@@ -1,9 +1,10 @@
-"""Shifted pictures: content and boxes move together, stay inside, and stay what they are."""
+"""Shifted and zoomed pictures: content and boxes move together, stay inside, and stay what they are."""
 
 import pytest
 import torch
 
 import data
+import utils
 from data import augment, labels
 
 TASKS = ("loc", "det")
@@ -82,12 +83,31 @@ def test_two_digits_that_would_share_a_cell_stay_apart():
     assert found[0, 0, 0, 1].item() == pytest.approx(19 / 20)
 
 
-def test_what_comes_in_is_mirrored():
+def test_what_leaves_on_one_side_comes_in_on_the_other():
     picture = torch.arange(60.0).expand(1, 1, 48, 60) / 60
     empty = torch.tensor([labels.NO_DIGIT])
     moved, found = augment.shift(picture, empty, "loc", 3, torch.tensor([[0.999, 0.5]]))
-    assert (moved[0, 0, 0] * 60).round().tolist() == [3, 2, 1, *range(57)]
+    assert (moved[0, 0, 0] * 60).round().tolist() == [57, 58, 59, *range(57)]
     assert torch.equal(found, empty)
+
+
+def test_only_background_comes_in(sets):
+    """Boxes filled with white on black: no white is seen outside the boxes afterwards."""
+    for task, part in sets.items():
+        for change in (shifted, zoomed):
+            flat = data.Split(filled(part.labels, task), part.labels)
+            pictures, found = change(flat, task, 8 if change is shifted else 0.3)
+            assert torch.equal(pictures, filled(found, task))
+
+
+def filled(grid, task):
+    """Pictures that are white in every box and black elsewhere."""
+    pictures = torch.zeros(len(grid), 1, 48, 60)
+    for picture, each in zip(pictures, rows(grid, task), strict=True):
+        for row in each[each[:, 0] > 0]:
+            left, top, right, bottom = corners(row)
+            picture[0, top:bottom, left:right] = 1
+    return pictures
 
 
 def test_no_shift_changes_nothing(sets):
@@ -103,6 +123,54 @@ def test_every_step_is_drawn():
     pictures = torch.arange(60.0).expand(2000, 1, 48, 60) / 60
     random = torch.rand(2000, 2, generator=torch.Generator().manual_seed(3))
     moved, _ = augment.shift(pictures, empty, "loc", 4, random)
-    steps = 30 - (moved[:, 0, 0, 30] * 60).round()
+    steps = 30 - (moved[:, 0, 0, 30] * 60).round()  # far from what has come round
     assert steps.unique().tolist() == list(range(-4, 5))
     assert torch.bincount((steps + 4).long()).min() > 150  # 222 on average
+
+
+def zoomed(part, task, most, seed=0):
+    random = torch.rand(len(part.pictures), generator=torch.Generator().manual_seed(seed))
+    return augment.zoom(part.pictures, part.labels, task, most, random)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("most", [0.12, 0.5])
+def test_zoomed_labels_pass_all_checks(sets, task, most):
+    part = sets[task]
+    pictures, found = zoomed(part, task, most)
+    labels.check_split(pictures, found, task, "zoomed")
+    assert utils.on_whole_pixels(found, task)
+    assert torch.equal(found[..., 0].sum(), part.labels[..., 0].sum())
+    assert pictures.dtype == torch.uint8
+    before, after = (rows(grid, task) for grid in (part.labels, found))
+    size = [grid[grid[..., 0] > 0][:, 3:5].prod(1).mean() for grid in (before, after)]
+    assert size[1] != size[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("random", [0.0, 0.999])
+def test_boxes_grow_and_shrink_by_the_factor(task, random):
+    row = torch.tensor([[1, 30 / 60, 14 / 48, 16 / 60, 18 / 48, 1]])
+    grid = row if task == "loc" else labels.lists_to_grid([[row[0]]]).float()
+    _, after = augment.zoom(torch.zeros(1, 1, 48, 60), grid, task, 0.2, torch.tensor([random]))
+    left, top, right, bottom = corners(next(each for each in rows(after, task)[0] if each[0] > 0))
+    factor = 0.8 + 0.4 * random
+    assert right - left == pytest.approx(factor * 16, abs=1)
+    assert bottom - top == pytest.approx(factor * 18, abs=1)
+
+
+def test_no_zoom_changes_nothing(sets):
+    for task in TASKS:
+        pictures, found = zoomed(sets[task], task, 0.0)
+        assert torch.equal(pictures, sets[task].pictures)
+        torch.testing.assert_close(found, sets[task].labels, rtol=0, atol=1e-6)
+
+
+def test_two_digits_that_zooming_would_bring_into_a_cell_stay_apart():
+    """Centres at 18 and 22 pixels, either side of the border at 20: shrunk to half about 30 they would be 24 and 26."""
+    lists = [[torch.tensor([1, x / 60, 0.25, 2 / 60, 0.25, category]) for x, category in ((18, 0), (22, 1))]]
+    grid = labels.lists_to_grid(lists).float()
+    picture = torch.rand(1, 1, 48, 60)
+    unchanged, found = augment.zoom(picture, grid, "det", 0.5, torch.tensor([0.0]))
+    assert torch.equal(unchanged, picture)
+    assert torch.equal(found, grid)

@@ -35,6 +35,7 @@ import models
 import training
 import utils
 from data.files import load_tensors
+from data.labels import check_labels
 from training import NonFiniteLoss, Settings
 
 SCORES = ("loss", "loss_pc", "loss_box", "loss_class", "accuracy", "iou", "digit_accuracy", "iou_all", "mean")
@@ -74,7 +75,7 @@ def test_training_draws_nothing_from_the_global_generator(sets, tmp_path):
 
 # ---------------------------------------------------------------------------------------------- recipes
 
-RECIPE = replace(training.OWN, epochs=4, batch_size=16, seed=7, averaging=0.9)
+RECIPE = replace(training.OWN, epochs=4, batch_size=16, seed=7, averaging=0.9, zoom=0.1, noise=0.02)
 
 
 @pytest.mark.parametrize("task", ["loc", "det"])
@@ -111,7 +112,8 @@ def test_the_averaged_weights_are_those_that_are_kept(sets, tmp_path):
 
 def test_shifted_pictures_come_with_their_labels(sets):
     splits, normal = sets["loc"]
-    train, settings = splits.train, replace(RECIPE, learning_rate=0.0, averaging=0.0)
+    train = splits.train
+    settings = replace(RECIPE, learning_rate=0.0, averaging=0.0, zoom=0.0, noise=0.0)
     trainee = training.build(Tiny, settings, CPU)
     outputs, targets = training.train_epoch(
         trainee, train.pictures, train.labels, normal, "loc", settings, 1, lambda step: None
@@ -119,6 +121,50 @@ def test_shifted_pictures_come_with_their_labels(sets):
     assert not torch.equal(targets, train.labels)
     assert torch.equal(targets[:, [0, 3, 4, 5]], train.labels[:, [0, 3, 4, 5]])
     assert not torch.allclose(outputs, utils.predict(trainee.model.train(), train.pictures, normal), atol=1e-4)
+
+
+def seen_in(epoch, sets, **recipe):
+    """The pictures of an epoch, as a network gets them, in the pictures' own order; and the labels."""
+    splits, normal = sets["det"]
+    train, settings = splits.train, replace(SHORT, learning_rate=0.0, **recipe)
+
+    class Telling(Tiny2):
+        def forward(self, pictures):
+            shown.append(pictures.detach())
+            return super().forward(pictures)
+
+    shown = []
+    trainee = training.build(Telling, settings, CPU)
+    _, targets = training.train_epoch(
+        trainee, train.pictures, train.labels, normal, "det", settings, epoch, lambda step: None
+    )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings.seed * 100_003 + epoch))
+    pictures = torch.empty_like(torch.cat(shown))
+    pictures[order] = torch.cat(shown)
+    return pictures, targets
+
+
+def test_zoomed_pictures_come_with_their_labels(sets):
+    splits, _ = sets["det"]
+    _, targets = seen_in(1, sets, zoom=0.3)
+    assert not torch.equal(targets, splits.train.labels)
+    check_labels(targets, "det", "zoomed")
+    assert utils.on_whole_pixels(targets, "det")
+    assert not torch.equal(targets, seen_in(2, sets, zoom=0.3)[1])
+    assert torch.equal(targets, seen_in(1, sets, zoom=0.3)[1])
+
+
+def test_noise_is_fresh_in_every_epoch_and_as_strong_as_told(sets):
+    _, normal = sets["det"]
+    quiet, _ = seen_in(1, sets)
+    first, targets = seen_in(1, sets, noise=0.1)
+    second, _ = seen_in(2, sets, noise=0.1)
+    for noise in ((first - quiet) * normal.std, (second - quiet) * normal.std):
+        assert noise.mean().item() == pytest.approx(0, abs=2e-3)
+        assert noise.std().item() == pytest.approx(0.1, rel=0.02)
+    assert (first - second).std() > 0.1 / normal.std
+    assert torch.equal(targets, sets["det"][0].train.labels)
+    assert torch.equal(first, seen_in(1, sets, noise=0.1)[0])
 
 
 def test_other_recipes_are_other_runs(sets, tmp_path):
@@ -133,6 +179,8 @@ def test_other_recipes_are_other_runs(sets, tmp_path):
         {"whole_pixels": True},
         {"own_cell": True},
         {"shift": 2},
+        {"zoom": 0.1},
+        {"noise": 0.1},
         {"averaging": 0.5},
     )
     for change in changes:
@@ -150,6 +198,8 @@ def test_other_recipes_are_other_runs(sets, tmp_path):
         ({"epochs": 0}, "epochs: expected a number at least 1, found 0"),
         ({"batch_size": 0}, "batch_size: expected a number at least 1, found 0"),
         ({"shift": 25}, r"shift: expected a number in \[0, 24\], found 25"),
+        ({"zoom": 0.6}, r"zoom: expected a number in \[0, 0.5\], found 0.6"),
+        ({"noise": -1}, r"noise: expected a number in \[0, 1\], found -1"),
         ({"averaging": -0.1}, r"averaging: expected a number in \[0, 1\], found -0.1"),
     ],
 )
@@ -223,11 +273,16 @@ def test_the_ablation_goes_from_the_reference_to_our_recipe(task):
     trials = training.plan_ablation(networks[0], networks[-1], task, profile)
     epochs = profile.study.epochs
     assert (trials[0].network, trials[0].settings) == (networks[0], replace(training.REFERENCE, epochs=epochs))
-    assert trials[-2].network is networks[-1]
+    kept = [trial for trial in trials if not trial.name.startswith("tried")]
+    assert kept[-1].network is networks[-1]
     differing = {"own_cell"} if task == "loc" else set()
-    ours, theirs = asdict(trials[-2].settings), asdict(replace(profile.own, epochs=epochs))
+    ours, theirs = asdict(kept[-1].settings), asdict(replace(profile.own, epochs=epochs))
     assert {name for name in ours if ours[name] != theirs[name]} == differing
-    assert all(len(trial.seeds) >= 2 for trial in trials[-3:])
+    assert trials[: len(kept)] == kept
+    for trial, changed in zip(trials[len(kept) :], ("zoom", "noise", "averaging"), strict=True):
+        tried = asdict(trial.settings)
+        assert {name for name in tried if tried[name] != ours[name]} == {changed}
+    assert all(len(trial.seeds) >= 2 for trial in trials[-5:])
     for before, after in itertools.pairwise(trials):
         assert (before.network, before.settings) != (after.network, after.settings)
 
@@ -239,9 +294,9 @@ def test_recipes_are_tried_out_on_a_part_of_the_pictures(sets, tmp_path, monkeyp
     profile = replace(training.PROFILES["smoke"], study=study, caps={"Tiny": 24})
     found = training.compare_recipes((Tiny, models.SimpleNet), splits, normal, "loc", profile)
     rows = found["ablation"]
-    assert [row["network"] for row in rows] == ["Tiny"] * 4 + ["SimpleNet"] * 4
-    assert [row["pictures"] for row in rows] == [24] * 4 + [32] * 4
-    assert [len(row["seeds"]) for row in rows] == [1] * 4 + [2] * 4
+    assert [row["network"] for row in rows] == ["Tiny"] * 4 + ["SimpleNet"] * 6
+    assert [row["pictures"] for row in rows] == [24] * 4 + [32] * 6
+    assert [len(row["seeds"]) for row in rows] == [1] * 4 + [2] * 6
     assert all(set(scores) == set(SCORES) for row in rows for scores in row["seeds"])
     pairs = [("Tiny", "reference"), ("Tiny", "new"), ("SimpleNet", "reference"), ("SimpleNet", "new")]
     assert [(row["network"], row["name"]) for row in found["comparison"]] == pairs
