@@ -1063,6 +1063,7 @@ def summarize(
         "pictures": {name: len(getattr(splits, name)) for name in ("train", "val", "test")},
         "normalization": asdict(normal),
         "versions": utils.versions(),
+        "peak_memory": utils.peak_memory(),
         "networks": {
             run.name: {
                 "parameters": sum(parameter.numel() for parameter in run.network().parameters()),

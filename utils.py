@@ -28,6 +28,11 @@ from torchvision.ops import batched_nms, box_convert, box_iou, generalized_box_i
 from data.files import write_whole
 from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, check_task, grid_to_lists
 
+try:
+    import resource
+except ImportError:
+    resource = None  # Windows
+
 # ---------------------------------------------------------------------------------------------- normalization
 
 
@@ -368,6 +373,17 @@ def versions() -> dict[str, str]:
     }
 
 
+def peak_memory() -> dict[str, float]:
+    """The most memory that this process has held so far, in GB: "ram", where the system tells, and "gpu" on one."""
+    found = {}
+    if resource is not None:
+        unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kB elsewhere
+        found["ram"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
+    if torch.cuda.is_available():
+        found["gpu"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
+    return found
+
+
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
     """Put a task's results into results.json in the folder; the other task's stay as they are."""
     path = Path(folder) / "results.json"
@@ -525,6 +541,10 @@ def headline(results: dict[str, Any], task: str) -> str:
         "digits": "pictures made from scikit-learn's digits",
     }
     said = f"Profile `{results['profile']}` on {source[results['source']]}, {results['versions']['device']}."
+    names = {"ram": "RAM", "gpu": "GPU memory"}
+    peak = [f"{size:.1f} GB of {names[name]}" for name, size in results["peak_memory"].items()]
+    if peak:
+        said += f" The notebook's process held at most {' and '.join(peak)}."
     if results["profile"] != "full":
         said += (
             " **This is not the full run** of 60 epochs over all pictures, with which the published figures compare."

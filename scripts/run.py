@@ -88,19 +88,27 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
     return copy
 
 
+def fill_in(path: Path, name: str, text: str) -> None:
+    """Replace what stands between a file's two comments of that name. Raises ValueError where there are none."""
+    content = path.read_text()
+    begin, end = f"<!-- {name}: ", f"<!-- end of {name} -->"
+    before, found, rest = content.partition(begin)
+    opening, _, rest = rest.partition("-->\n")
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{path}: expected the comments {begin}... --> and {end}")
+    write_whole(path, lambda file: file.write(f"{before}{begin}{opening}-->\n\n{text}\n\n{end}{after}".encode()))
+
+
 def update_readme(path: Path, results: dict) -> None:
-    """Write the results tables between the README's two markers."""
-    text = path.read_text()
-    start, end = "<!-- results: written by `make store` -->\n", "<!-- end of results -->"
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
+    """Write the results tables into the README."""
     tables = "\n\n".join(
         f"**{name.removesuffix('.ipynb').capitalize()}**\n\n{utils.headline(results[task], task)}\n\n"
         f"How its networks were trained:\n\n{utils.training_table(results[task])}"
         for task, name in NOTEBOOKS.items()
         if task in results
     )
-    write_whole(path, lambda file: file.write(f"{before}{start}\n{tables}\n\n{end}{after}".encode()))
+    fill_in(path, "results", tables)
 
 
 def main() -> int:

@@ -38,7 +38,7 @@ def test_the_plain_loop_has_the_same_losses(sets, task, monkeypatch):
     assert [loss.total.item() for loss in losses] == pytest.approx(expected, rel=1e-4)
     assert expected[0] != pytest.approx(expected[-1], rel=1e-2)  # they have learnt something
     for name, value in theirs.model.state_dict().items():
-        torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("network", [*models.LOCALIZERS, *models.DETECTORS])
@@ -95,8 +95,13 @@ def test_what_was_published_has_been_measured():
         assert each["ratio"] == pytest.approx(rates["ours"] / rates["plain"])
         assert sum(each["shares"].values()) == pytest.approx(1)
         assert 0 < each["share_of_peak"] < 1
-    for part, (_, _, tables) in bench.PARTS.items():
-        assert tables(found[part]) in (bench.HOME / "README.md").read_text()
+    texts = {part: tables(found[part]) for part, (_, _, tables) in bench.PARTS.items()}
+    readme = (bench.HOME / "README.md").read_text()
+    assert all(texts[part] in readme for part in bench.IN_README)
+    # Memory stays what it was after the second epoch, and fits four GB.
+    for each in found["growth"]["epochs"]:
+        assert max(each["memory"]) < 1.05 * each["memory"][1] + 20
+        assert each["peak_memory"] < 4096
 
 
 def test_unknown_parts_are_refused():

@@ -28,6 +28,7 @@ import training
 HOME = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {"loc": "localization.ipynb", "det": "detection.ipynb"}
 PLACEHOLDER = "https://github.com/OWNER/REPOSITORY"
+MEASURED = ("seconds", "peak_memory")  # what two runs that do the same may differ in
 MOUNT = "training.prepare_colab(drive)"  # puts Drive at /content/drive, where tests may not write
 
 DRIVE = """
@@ -140,7 +141,7 @@ def results(drive):
 
     def timeless(value):
         if isinstance(value, dict):
-            return {name: timeless(inner) for name, inner in value.items() if name != "seconds"}
+            return {name: timeless(inner) for name, inner in value.items() if name not in MEASURED}
         return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
     return timeless(json.loads((drive / "MyDrive/digit-runs/smoke/figures/results.json").read_text()))

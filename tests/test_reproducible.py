@@ -24,13 +24,13 @@ normal = utils.Normalizer.fit(splits.train.pictures)
 networks = models.LOCALIZERS if task == "loc" else models.DETECTORS
 found = {"normalization": [normal.mean, normal.std]}
 for network, recipe in ((networks[0], training.REFERENCE), (networks[-1], training.OWN)):
-    settings = replace(recipe, epochs=2)
+    settings = replace(recipe, epochs=1)
     run = training.fit(network, splits, normal, task, settings, folder / f"{threads}-{device}", torch.device(device))
-    found[run.name] = {name: values for name, values in run.history.items() if name != "seconds"}
+    found[run.name] = {name: values for name, values in run.history.items() if name not in MEASURED}
 print(json.dumps(found))
 """
-# Sums in another order differ in their last bits, and eight steps of training make more of it. IoU counts found digits
-# only, and one more or less of 128 moves it by as much as accuracy moves.
+# Sums in another order differ in their last bits, and every step of training makes more of it; these are four steps.
+# One picture of 128 moves accuracy by 0.008.
 LOSS_TOLERANCE = 0.02
 SCORE_TOLERANCE = 0.05
 
@@ -66,13 +66,17 @@ def test_cpu_and_gpu_agree(tmp_path, task):
     assert_close(train(2, "cuda", task, tmp_path), train(2, "cpu", task, tmp_path))
 
 
-def without_times(found):
+MEASURED = ("seconds", "peak_memory")
+
+
+def without_measured(found):
     if isinstance(found, dict):
-        return {name: without_times(value) for name, value in found.items() if name != "seconds"}
-    return [without_times(value) for value in found] if isinstance(found, list) else found
+        return {name: without_measured(value) for name, value in found.items() if name not in MEASURED}
+    return [without_measured(value) for value in found] if isinstance(found, list) else found
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("SOAK"), reason="in `make soak`; test_colab does localization")
 def test_two_processes_give_the_same_results(tmp_path):
     """`make run` in the smoke profile, twice and side by side, each with nothing to load."""
     running = []
@@ -96,5 +100,5 @@ def test_two_processes_give_the_same_results(tmp_path):
         json.loads((tmp_path / name / "smoke" / "figures" / "results.json").read_text()) for name in ("first", "second")
     )
     assert set(first) == {"loc", "det"}
-    assert without_times(first) == without_times(second)
-    assert first != without_times(first)  # times are there to be left out
+    assert without_measured(first) == without_measured(second)
+    assert first != without_measured(first)  # they are there to be left out
