@@ -166,7 +166,7 @@ PROFILES = {
             published=True,
             study=Study(3_000, 4, (42, 43)),
             caps={"FloNet2": 600},
-            epochs={"CompactNet2": 36},  # there are half as many pictures, hence steps, as in localization
+            epochs={"CompactNet2": 30},  # there are half as many pictures, hence steps, as in localization
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
