@@ -42,7 +42,7 @@ from data.files import write_whole  # noqa: E402
 from scripts.run import fill_in  # noqa: E402
 
 ROUNDS = 5  # measured ones, after one that warms up
-PICTURES = 1024  # in an epoch of the comparison of loops
+PICTURES = 640  # in an epoch of the comparison of loops
 FEW = {"FloNet2": 128}  # fifty times the arithmetic of the others
 SETS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
 RACES = {
@@ -85,7 +85,7 @@ def small_sets(task: str, count: int) -> tuple[data.Splits, utils.Normalizer]:
 def recipe(network: type) -> training.Settings:
     """The settings that a network is trained with."""
     own = network in (models.CompactNet, models.CompactNet2)
-    return replace(training.OWN if own else training.REFERENCE, epochs=1 + ROUNDS)
+    return replace(training.OWN if own else training.REFERENCE, epochs=1 + ROUNDS + 2)  # two more for the profile
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -296,7 +296,7 @@ def data_tables(found: dict[str, Any]) -> str:
 
 
 def train_for_growth(network: type, task: str, loaded: int, count: int, batch_size: int, epochs: int) -> dict[str, Any]:
-    """In a new process: seconds of the last epoch, and the process's memory in MB after each, with `count` of the
+    """In a new process: seconds of the last epoch, and the process's memory in GB after each, with `count` of the
     `loaded` training pictures."""
     splits = data.load(task, sizes=(loaded, *data.FULL[task][1:]), say=lambda text: None)
     normal = utils.Normalizer.fit(splits.train.pictures)
@@ -318,15 +318,14 @@ def train_for_growth(network: type, task: str, loaded: int, count: int, batch_si
         "batch_size": batch_size,
         "seconds": run.history["seconds"][-1],
         "memory": memory,
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "peak_gpu_memory": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
+        "peak_memory": utils.peak_memory(),
     }
 
 
 def resident() -> float:
-    """MB of memory that this process holds."""
+    """GB of memory that this process holds."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    return pages * resource.getpagesize() / 1e9
 
 
 def in_new_process(function: Callable, *arguments: Any) -> Any:
@@ -350,6 +349,11 @@ def measure_growth() -> dict[str, Any]:
     return {name: [in_new_process(train_for_growth, *plan) for plan in each] for name, each in plans.items()}
 
 
+def peaks(found: dict[str, Any]) -> str:
+    """The peak memory that `train_for_growth` has found."""
+    return ", ".join(f"{size:.2f} GB{' of the GPU' * (name == 'gpu')}" for name, size in found["peak_memory"].items())
+
+
 def growth_tables(found: dict[str, Any]) -> str:
     """What `measure_growth` has found."""
     tables = []
@@ -359,22 +363,22 @@ def growth_tables(found: dict[str, Any]) -> str:
                 f"{each[name]:,}",
                 f"{each['seconds']:.1f} s",
                 f"{each['pictures'] / each['seconds']:,.0f}",
-                f"{each['peak_memory']:,.0f} MB",
+                peaks(each),
             )
             for each in found[name]
         ]
-        header = (title, f"epoch of {network}, validated", "pictures/s", "peak memory of the process")
+        header = (title, f"epoch of {network}, validated", "pictures/s", "peak memory")
         tables.append(utils.markdown_table(header, rows))
     rows = [
         (
             each["network"],
             f"{each['pictures']:,}",
-            ", ".join(f"{value:,.0f}" for value in each["memory"]),
-            f"{each['peak_memory']:,.0f}",
+            ", ".join(f"{value:.2f}" for value in each["memory"]),
+            peaks(each),
         )
         for each in found["epochs"]
     ]
-    header = ("network", "pictures", "memory after each epoch, MB", "peak, MB")
+    header = ("network", "pictures", "memory after each epoch, GB", "peak memory")
     return "\n\n".join((*tables, utils.markdown_table(header, rows)))
 
 
@@ -384,7 +388,11 @@ def measure_start() -> dict[str, float]:
         environment = os.environ | {"RUNS_DIR": folder}
         began = time.perf_counter()
         process = subprocess.Popen(
-            ["make", "--silent", "run"], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+            ["make", "--silent", "run"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # the kernel's, when it sees that its parent has been killed
+            start_new_session=True,
         )
         try:
             # A run's description is written right before its first step.

@@ -100,8 +100,8 @@ def test_what_was_published_has_been_measured():
     assert all(texts[part] in readme for part in bench.IN_README)
     # Memory stays what it was after the second epoch, and fits four GB.
     for each in found["growth"]["epochs"]:
-        assert max(each["memory"]) < 1.05 * each["memory"][1] + 20
-        assert each["peak_memory"] < 4096
+        assert max(each["memory"]) < 1.05 * each["memory"][1]
+        assert each["peak_memory"]["ram"] < 4
 
 
 def test_unknown_parts_are_refused():

@@ -26,12 +26,13 @@ found = {"normalization": [normal.mean, normal.std]}
 for network, recipe in ((networks[0], training.REFERENCE), (networks[-1], training.OWN)):
     settings = replace(recipe, epochs=1)
     run = training.fit(network, splits, normal, task, settings, folder / f"{threads}-{device}", torch.device(device))
-    found[run.name] = {name: values for name, values in run.history.items() if name not in MEASURED}
+    found[run.name] = {name: values for name, values in run.history.items() if name != "seconds"}
 print(json.dumps(found))
 """
 # Sums in another order differ in their last bits, and every step of training makes more of it; these are four steps.
+# AdamW's first one is as large for a gradient of nearly nothing, whose sign is chance, as for any other.
 # One picture of 128 moves accuracy by 0.008.
-LOSS_TOLERANCE = 0.02
+LOSS_TOLERANCE = 0.05
 SCORE_TOLERANCE = 0.05
 
 
