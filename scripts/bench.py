@@ -494,12 +494,12 @@ def main() -> None:
         title, measure, tables = PARTS[part]
         print(f"\n{title}", flush=True)
         found = measure(arguments.minutes) if part == "accuracy" else measure()
-        results[part] = {"versions": utils.versions(), **found}
+        results[part] = {"versions": utils.versions(), "found": found}
         text = json.dumps(results, indent=1).encode()
         write_whole(path, lambda file, text=text: file.write(text))
         print(f"\n{tables(found)}", flush=True)
     if set(results) == set(PARTS):
-        chosen = ((PARTS[part][0], PARTS[part][2](results[part])) for part in IN_README)
+        chosen = ((PARTS[part][0], PARTS[part][2](results[part]["found"])) for part in IN_README)
         fill_in(HOME / "README.md", "speed", "\n\n".join(f"**{title}**\n\n{text}" for title, text in chosen))
 
 
