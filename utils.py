@@ -545,10 +545,6 @@ def headline(results: dict[str, Any], task: str) -> str:
         "digits": "pictures made from scikit-learn's digits",
     }
     said = f"Profile `{results['profile']}` on {source[results['source']]}, {results['versions']['device']}."
-    names = {"ram": "RAM", "gpu": "GPU memory"}
-    peak = [f"{size:.1f} GB of {names[name]}" for name, size in results["peak_memory"].items()]
-    if peak:
-        said += f" The notebook's process held at most {' and '.join(peak)}."
     if results["profile"] != "full":
         said += (
             " **This is not the full run** of 60 epochs over all pictures, with which the published figures compare."

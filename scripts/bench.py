@@ -476,7 +476,7 @@ PARTS = {
     "start": ("Start", measure_start, start_tables),
     "accuracy": ("Time to the reference's accuracy", measure_accuracy, accuracy_tables),
 }
-IN_README = ("training", "accuracy", "start")
+IN_README = ("training", "accuracy", "growth", "start")
 
 
 def main() -> None:
