@@ -70,13 +70,18 @@ class Settings:
         for name, allowed in (("optimizer", ("sgd", "adamw")), ("box_loss", utils.BOX_LOSSES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        limits = {"epochs": (1, None), "batch_size": (1, None), "shift": (0, 24), "zoom": (0, 0.5), "noise": (0, 1)}
-        limits["averaging"] = (0, 1)
-        for name, (low, high) in limits.items():
+        for name, low, high in (
+            ("epochs", 1, None),
+            ("batch_size", 1, None),
+            ("shift", 0, 24),
+            ("zoom", 0, 0.5),
+            ("noise", 0, 1),
+            ("averaging", 0, 1),
+        ):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
-                wanted = f"at least {low}" if high is None else f"in [{low}, {high}]"
-                raise ValueError(f"{name}: expected a number {wanted}, found {value}")
+                limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
+                raise ValueError(f"{name}: expected a number {limits}, found {value}")
 
 
 REFERENCE = Settings()

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from helpers import without_measured
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
@@ -28,7 +29,6 @@ import training
 HOME = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {"loc": "localization.ipynb", "det": "detection.ipynb"}
 PLACEHOLDER = "https://github.com/OWNER/REPOSITORY"
-MEASURED = ("seconds", "peak_memory")  # what two runs that do the same may differ in
 MOUNT = "training.prepare_colab(drive)"  # puts Drive at /content/drive, where tests may not write
 
 DRIVE = """
@@ -138,13 +138,7 @@ def printed(notebook):
 
 def results(drive):
     """What the run left on Drive, without the times that it took."""
-
-    def timeless(value):
-        if isinstance(value, dict):
-            return {name: timeless(inner) for name, inner in value.items() if name not in MEASURED}
-        return [timeless(inner) for inner in value] if isinstance(value, list) else value
-
-    return timeless(json.loads((drive / "MyDrive/digit-runs/smoke/figures/results.json").read_text()))
+    return without_measured(json.loads((drive / "MyDrive/digit-runs/smoke/figures/results.json").read_text()))
 
 
 def check_whole_run(notebook, machine, drive, task):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import without_measured
 
 HOME = Path(__file__).resolve().parent.parent
 TRAIN = """
@@ -65,15 +66,6 @@ def test_one_thread_and_two_agree(tmp_path, task):
 @pytest.mark.parametrize("task", ["loc", "det"])
 def test_cpu_and_gpu_agree(tmp_path, task):
     assert_close(train(2, "cuda", task, tmp_path), train(2, "cpu", task, tmp_path))
-
-
-MEASURED = ("seconds", "peak_memory")
-
-
-def without_measured(found):
-    if isinstance(found, dict):
-        return {name: without_measured(value) for name, value in found.items() if name not in MEASURED}
-    return [without_measured(value) for value in found] if isinstance(found, list) else found
 
 
 @pytest.mark.slow
