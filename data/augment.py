@@ -14,24 +14,16 @@ def shift(pictures: Tensor, labels: Tensor, task: str, most: int, random: Tensor
     as no box does, comes in on the other. Where two digits would get their centres into one cell, the picture stays as
     it is. Whole pixels, since interpolation would change the noise. Returns new pictures and labels on the same device.
     """
-    count = len(pictures)
+    rows, digit, _, low, high = _edges(labels, task)
     size = labels.new_tensor((WIDTH, HEIGHT))
-    rows = (cells_to_picture(labels) if task == "det" else labels).reshape(count, -1, 6)
-    digit = rows[..., :1] > 0  # (N, digits, 1)
-    low = torch.where(digit, (rows[..., 1:3] - rows[..., 3:5] / 2) * size, size).amin(1).round()  # (N, 2) x, y
-    high = torch.where(digit, (rows[..., 1:3] + rows[..., 3:5] / 2) * size, 0.0).amax(1).round()
     first, last = (-low).clamp(-most, 0), (size - high).clamp(0, most)
     step = (first + (random.to(size) * (last - first + 1)).floor()).clamp(-most, most)  # whole pixels
     moved = rows.clone()
-    moved[..., 1:3] = torch.where(digit, rows[..., 1:3] + (step / size)[:, None], rows[..., 1:3])
-    if task == "det":
-        moved, crowded = _to_grid(moved)
-        step = torch.where(crowded[:, None], 0.0, step)
-        moved = torch.where(crowded[:, None, None, None], labels, moved)
+    moved[..., 1:3] = torch.where(digit[..., None], rows[..., 1:3] + (step / size)[:, None], rows[..., 1:3])
     x, y = step.long().unbind(1)
     down = (torch.arange(HEIGHT, device=x.device) - y[:, None]) % HEIGHT  # (N, 48): where each row comes from
     across = (torch.arange(WIDTH, device=x.device) - x[:, None]) % WIDTH  # (N, 60)
-    return _pick(pictures, down, across), moved.reshape(labels.shape)
+    return _finish(pictures, labels, _pick(pictures, down, across), moved, task)
 
 
 def _pick(pictures: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -49,21 +41,13 @@ def zoom(pictures: Tensor, labels: Tensor, task: str, most: float, random: Tenso
     digits that would share a cell stay as they are. Each new pixel is the old one in its place: the noise keeps its
     strength, and edges lie on whole pixels, as labels have them. Returns new pictures and labels on the same device.
     """
-    count = len(pictures)
-    rows = (cells_to_picture(labels) if task == "det" else labels).reshape(count, -1, 6)
-    digit = rows[..., 0] > 0  # (N, digits)
-    sizes, edges, lows, highs = (WIDTH, HEIGHT), [], [], []
-    for axis, size in enumerate(sizes):
-        centre, length = rows[..., 1 + axis], rows[..., 3 + axis]
-        edge = (torch.stack((centre - length / 2, centre + length / 2), -1) * size).round()  # (N, digits, 2)
-        edges.append(edge)
-        lows.append(torch.where(digit, edge[..., 0], size).amin(1))  # (N,) of all the picture's boxes
-        highs.append(torch.where(digit, edge[..., 1], 0).amax(1))
+    rows, digit, edges, lows, highs = _edges(labels, task)
+    sizes = (WIDTH, HEIGHT)
     factor = 1 + most * (2 * random.to(rows) - 1)
-    for low, high, size in zip(lows, highs, sizes, strict=True):
+    for low, high, size in zip(lows.T, highs.T, sizes, strict=True):
         factor = torch.minimum(factor, size / (high - low).clamp(min=1))
     moved, sources = rows.clone(), []
-    for axis, (edge, low, high, size) in enumerate(zip(edges, lows, highs, sizes, strict=True)):
+    for axis, (edge, low, high, size) in enumerate(zip(edges.unbind(2), lows.T, highs.T, sizes, strict=True)):
         start = (size / 2 + (low - size / 2) * factor).clamp(min=0)
         start = torch.minimum(start, size - (high - low) * factor)  # of the leftmost (topmost) edge, not yet whole
         place = torch.arange(size, device=rows.device) + 0.5
@@ -80,12 +64,31 @@ def zoom(pictures: Tensor, labels: Tensor, task: str, most: float, random: Tenso
         turn = (outside.cumsum(1) - 1).clamp(min=0) % (~touched).sum(1, keepdim=True).clamp(min=1)
         sources.append(torch.where(outside, free.gather(1, turn), source.long()))
     across, down = sources
-    zoomed = _pick(pictures, down, across)
+    return _finish(pictures, labels, _pick(pictures, down, across), moved, task)
+
+
+def _edges(labels: Tensor, task: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Where the boxes of labels (N, 6) or (N, 2, 3, 6) begin and end, in whole pixels.
+
+    Returns the digits in fractions of the picture (N, digits, 6); which of them are there (N, digits); their edges
+    (N, digits, 2, 2), in x and y, low and high; and the lowest and the highest of each picture's (N, 2) in x and y.
+    """
+    rows = (cells_to_picture(labels) if task == "det" else labels).reshape(len(labels), -1, 6)
+    digit, size = rows[..., 0] > 0, rows.new_tensor((WIDTH, HEIGHT))
+    centre, half = rows[..., 1:3], rows[..., 3:5] / 2
+    edges = (torch.stack((centre - half, centre + half), -1) * size[:, None]).round()
+    low = torch.where(digit[..., None], edges[..., 0], size).amin(1)
+    high = torch.where(digit[..., None], edges[..., 1], 0.0).amax(1)
+    return rows, digit, edges, low, high
+
+
+def _finish(pictures: Tensor, labels: Tensor, changed: Tensor, moved: Tensor, task: str) -> tuple[Tensor, Tensor]:
+    """The changed pictures, and the digits moved in them as labels; where two share a cell, both are as they were."""
     if task == "det":
         moved, crowded = _to_grid(moved)
-        zoomed = torch.where(crowded[:, None, None, None], pictures, zoomed)
+        changed = torch.where(crowded[:, None, None, None], pictures, changed)
         moved = torch.where(crowded[:, None, None, None], labels, moved)
-    return zoomed, moved.reshape(labels.shape)
+    return changed, moved.reshape(labels.shape)
 
 
 def _to_grid(rows: Tensor) -> tuple[Tensor, Tensor]:

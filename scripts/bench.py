@@ -43,7 +43,7 @@ from scripts.run import fill_in  # noqa: E402
 
 ROUNDS = 5  # measured ones, after one that warms up
 PICTURES = 640  # in an epoch of the comparison of loops
-FEW = {"FloNet2": 128}  # fifty times the arithmetic of the others
+FEW = {"FloNet2": 128}  # 13 to 50 times the arithmetic of detection's others
 SETS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
 RACES = {
     "loc": ((models.SkreNet, training.REFERENCE), (models.CompactNet, replace(training.OWN, epochs=6))),
@@ -334,8 +334,31 @@ def in_new_process(function: Callable, *arguments: Any) -> Any:
         return process.submit(function, *arguments).result()
 
 
+def train_what_a_notebook_trains(task: str) -> dict[str, Any]:
+    """In a new process: the peak memory of one that, with the full data set, trains every network and every row of the
+    study one after another, for time's sake one epoch of few pictures each, and then tests."""
+    splits, plan = data.load(task, say=lambda text: None), training.PROFILES["full"]
+    normal = utils.Normalizer.fit(splits.train.pictures)
+    runs = [(network, recipe(network)) for network in SETS[task]]
+    trials = training.plan_ablation(SETS[task][0], SETS[task][-1], task, plan)
+    trials += training.plan_comparison(SETS[task], plan)
+    runs += [(trial.network, replace(trial.settings, seed=seed)) for trial in trials for seed in trial.seeds]
+    with tempfile.TemporaryDirectory() as folder:
+        for network, settings in runs:
+            few = FEW.get(network.__name__, PICTURES)
+            part = replace(splits, train=splits.train.head(few), val=splits.val.head(few))
+            settings = replace(settings, epochs=1)
+            run = training.fit(network, part, normal, task, settings, Path(folder), quiet=True)
+        outputs = utils.predict(run.best(), splits.test.pictures, normal).cpu()
+    utils.score(outputs, splits.test.labels, task)
+    if task == "det":
+        utils.mean_average_precision(outputs, splits.test.labels, task)
+    return {"trainings": len(runs), "peak_memory": utils.peak_memory()}
+
+
 def measure_growth() -> dict[str, Any]:
-    """Time and memory over the number of pictures and the size of a batch, and over epochs on the full set."""
+    """Time and memory over the number of pictures and the size of a batch; memory over epochs on the full set and over
+    all that a notebook trains."""
     full, all_of_loc = data.FULL["det"][0], data.FULL["loc"][0]
     plans = {
         "pictures": [(models.SimpleNet2, "det", full // part, full // part, 64, 2) for part in (8, 4, 2, 1)],
@@ -346,7 +369,8 @@ def measure_growth() -> dict[str, Any]:
             (models.SkreNet, "loc", all_of_loc, all_of_loc // 16, 64, 5),
         ],
     }
-    return {name: [in_new_process(train_for_growth, *plan) for plan in each] for name, each in plans.items()}
+    found = {name: [in_new_process(train_for_growth, *plan) for plan in each] for name, each in plans.items()}
+    return found | {"notebooks": {task: in_new_process(train_what_a_notebook_trains, task) for task in SETS}}
 
 
 def peaks(found: dict[str, Any]) -> str:
@@ -378,7 +402,9 @@ def growth_tables(found: dict[str, Any]) -> str:
         )
         for each in found["epochs"]
     ]
-    header = ("network", "pictures", "memory after each epoch, GB", "peak memory")
+    tables.append(utils.markdown_table(("network", "pictures", "memory after each epoch, GB", "peak memory"), rows))
+    rows = [(training.NAMES[task], each["trainings"], peaks(each)) for task, each in found["notebooks"].items()]
+    header = ("all that a notebook trains, in one process", "trainings", "peak memory")
     return "\n\n".join((*tables, utils.markdown_table(header, rows)))
 
 

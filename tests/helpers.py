@@ -55,22 +55,15 @@ def fit(sets, runs, task="loc", settings=SHORT, network=None):
     return training.fit(network or TINY[task], splits, normal, task, settings, runs)
 
 
-def without_seconds(history):
-    return {name: values for name, values in history.items() if name != "seconds"}
-
-
-MEASURED = ("seconds", "peak_memory")  # what two runs that do the same may differ in
-
-
 def without_measured(found):
-    """What results.json holds, without what was measured of the machine."""
+    """What a history or results.json holds, without the seconds that it took, in which equal runs differ."""
     if isinstance(found, dict):
-        return {name: without_measured(value) for name, value in found.items() if name not in MEASURED}
+        return {name: without_measured(value) for name, value in found.items() if name != "seconds"}
     return [without_measured(value) for value in found] if isinstance(found, list) else found
 
 
 def assert_same_run(run, other):
-    assert without_seconds(run.history) == without_seconds(other.history)
+    assert without_measured(run.history) == without_measured(other.history)
     assert run.best_epoch == other.best_epoch
     weights, expected = run.best().state_dict(), other.best().state_dict()
     assert weights.keys() == expected.keys()

@@ -14,7 +14,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -48,6 +47,7 @@ import training
 import utils
 from data import DataError, files, labels, sources
 from data.files import ReadError, SaveError, load_pickle, load_tensors, save_pickle
+from scripts.bench import resident
 from training import NonFiniteLoss, RunInUse
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "on_the_cpu")]
@@ -733,26 +733,20 @@ def sparse(path):
     torch.save([torch.sparse_coo_tensor(torch.zeros(2, 1), torch.ones(1), (10**6, 10**6))], path)
 
 
-def peak():
-    """The most memory that this process has had, in MB."""
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 @pytest.mark.parametrize(
     "bomb", [compressed, endless, lists_of_lists, many_of_one, deep, within_itself, without_numbers, sparse]
 )
 @pytest.mark.parametrize(("task", "name"), [("loc", "localization_val.pt"), ("det", "list_y_true_val.pt")])
-@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:Validating sparse")
 def test_small_files_that_would_fill_the_memory(course, tmp_path, task, name, bomb):
     shutil.copytree(course, tmp_path / "course")
     path = tmp_path / "course" / name
     bomb(path)
-    before, began = peak(), time.process_time()
+    before, began = utils.peak_memory()["ram"], time.process_time()
     with pytest.raises(DataError, match=f"{name}: .*refused") as stopped:
         sources.load_course(path.parent, task, "val")
     assert_one_line(str(stopped.value))
-    assert peak() - before < 50
+    assert utils.peak_memory()["ram"] - before < 0.05  # GB
     assert time.process_time() - began < 10
 
 
@@ -967,12 +961,6 @@ def test_scores_that_are_not_finite_stop_a_run(sets, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------- memory
 
 
-def resident():
-    """MB of this process that are in memory."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def bytes_in_tensors():
     return sum(thing.nbytes for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter))
 
@@ -988,7 +976,7 @@ def test_training_takes_no_more_memory_from_epoch_to_epoch(tmp_path, monkeypatch
     def measure(self, history):
         original(self, history)
         gc.collect()
-        used.append(resident())
+        used.append(1000 * resident())  # MB
         kept.append(bytes_in_tensors())
 
     monkeypatch.setattr(training.Progress, "epoch", measure)

@@ -82,8 +82,6 @@ def test_results_are_complete():
         assert found["reference"]["network"] == best
         assert {row["network"] for row in found["study"]["comparison"]} == set(found["networks"])
         assert {"device", "python", "torch", "torchvision", "numpy"} <= set(found["versions"])
-        assert 0.3 < found["peak_memory"]["ram"] < 12  # GB, what Colab has
-        assert found["peak_memory"].get("gpu", 0) < 16
     assert set(results) == set(NOTEBOOKS)
 
 

@@ -90,7 +90,6 @@ def invent(profile="long", selected=0, study=True):
             "source": "mnist",
             "pictures": dict(zip(("train", "val", "test"), plan.sizes[task], strict=True)),
             "normalization": {"mean": 0.4149, "std": 0.214},
-            "peak_memory": {"ram": 1.5},
             "versions": {"device": "CPU, 2 threads", "python": "3.11.7", "torch": "2.14.1"},
             "networks": trained,
             "selected": best,
