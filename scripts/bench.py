@@ -346,7 +346,8 @@ def train_what_a_notebook_trains(task: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for network, settings in runs:
             few = FEW.get(network.__name__, PICTURES)
-            part = replace(splits, train=splits.train.head(few), val=splits.val.head(few))
+            # Validation pictures enough for the largest batch that they are evaluated in.
+            part = replace(splits, train=splits.train.head(few), val=splits.val.head(512))
             settings = replace(settings, epochs=1)
             run = training.fit(network, part, normal, task, settings, Path(folder), quiet=True)
         outputs = utils.predict(run.best(), splits.test.pictures, normal).cpu()
