@@ -28,11 +28,6 @@ from torchvision.ops import batched_nms, box_convert, box_iou, generalized_box_i
 from data.files import write_whole
 from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, check_task, grid_to_lists
 
-try:
-    import resource
-except ImportError:
-    resource = None  # Windows
-
 # ---------------------------------------------------------------------------------------------- normalization
 
 
@@ -220,10 +215,11 @@ def score(outputs: Tensor, labels: Tensor, task: str) -> dict[str, float]:
 def predict(network: nn.Module, pictures: Tensor, normal: Normalizer, batch_size: int | None = None) -> Tensor:
     """The network's outputs for all pictures, on the network's device; it is left in evaluation mode.
 
-    batch_size: by default 512 on a GPU and 128 on a CPU, where more takes gigabytes and gains nothing.
+    batch_size: by default 512 on a GPU and 128 on a CPU, where more takes gigabytes and gains little.
     """
     device = next(network.parameters()).device
-    batch_size = batch_size or (128 if device.type == "cpu" else 512)
+    if batch_size is None:
+        batch_size = 128 if device.type == "cpu" else 512
     network.eval()
     return torch.cat(
         [
@@ -375,21 +371,6 @@ def versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
     }
-
-
-def peak_memory() -> dict[str, float]:
-    """The most memory that this process has held so far, in GB: "ram", where the system tells, and "gpu" on one."""
-    found, status = {}, Path("/proc/self/status")
-    if status.exists():
-        # What getrusage gives on Linux is also that of the process that started this one.
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        found["ram"] = round(int(peak.split()[1]) * 1024 / 1e9, 2)
-    elif resource is not None:
-        unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kB elsewhere
-        found["ram"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
-    if torch.cuda.is_available():
-        found["gpu"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
-    return found
 
 
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:

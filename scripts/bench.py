@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import platform
 import resource
 import signal
 import statistics
@@ -43,7 +44,7 @@ from scripts.run import fill_in  # noqa: E402
 
 ROUNDS = 5  # measured ones, after one that warms up
 PICTURES = 640  # in an epoch of the comparison of loops
-FEW = {"FloNet2": 128}  # 13 to 50 times the arithmetic of detection's others
+FEW = {"FloNet2": 128}  # 13 to 53 times the arithmetic of detection's others
 SETS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
 RACES = {
     "loc": ((models.SkreNet, training.REFERENCE), (models.CompactNet, replace(training.OWN, epochs=6))),
@@ -318,7 +319,7 @@ def train_for_growth(network: type, task: str, loaded: int, count: int, batch_si
         "batch_size": batch_size,
         "seconds": run.history["seconds"][-1],
         "memory": memory,
-        "peak_memory": utils.peak_memory(),
+        "peak_memory": peak_memory(),
     }
 
 
@@ -326,6 +327,21 @@ def resident() -> float:
     """GB of memory that this process holds."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e9
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory that this process has held so far, in GB: "ram", and "gpu" on one."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # What getrusage gives on Linux is also that of the process that started this one.
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        found = {"ram": int(peak.split()[1]) * 1024 / 1e9}
+    else:
+        unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kB elsewhere
+        found = {"ram": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.max_memory_reserved() / 1e9
+    return found
 
 
 def in_new_process(function: Callable, *arguments: Any) -> Any:
@@ -343,18 +359,17 @@ def train_what_a_notebook_trains(task: str) -> dict[str, Any]:
     trials = training.plan_ablation(SETS[task][0], SETS[task][-1], task, plan)
     trials += training.plan_comparison(SETS[task], plan)
     runs += [(trial.network, replace(trial.settings, seed=seed)) for trial in trials for seed in trial.seeds]
+    # With one epoch for all, some are the same, and would be loaded.
+    different = dict.fromkeys((network, replace(settings, epochs=1)) for network, settings in runs)
     with tempfile.TemporaryDirectory() as folder:
-        for network, settings in runs:
-            few = FEW.get(network.__name__, PICTURES)
-            # Validation pictures enough for the largest batch that they are evaluated in.
-            part = replace(splits, train=splits.train.head(few), val=splits.val.head(512))
-            settings = replace(settings, epochs=1)
+        for network, settings in different:
+            part = replace(splits, train=splits.train.head(FEW.get(network.__name__, PICTURES)))
             run = training.fit(network, part, normal, task, settings, Path(folder), quiet=True)
         outputs = utils.predict(run.best(), splits.test.pictures, normal).cpu()
     utils.score(outputs, splits.test.labels, task)
     if task == "det":
         utils.mean_average_precision(outputs, splits.test.labels, task)
-    return {"trainings": len(runs), "peak_memory": utils.peak_memory()}
+    return {"trainings": len(different), "peak_memory": peak_memory()}
 
 
 def measure_growth() -> dict[str, Any]:

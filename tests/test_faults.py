@@ -47,7 +47,7 @@ import training
 import utils
 from data import DataError, files, labels, sources
 from data.files import ReadError, SaveError, load_pickle, load_tensors, save_pickle
-from scripts.bench import resident
+from scripts.bench import peak_memory, resident
 from training import NonFiniteLoss, RunInUse
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "on_the_cpu")]
@@ -742,11 +742,11 @@ def test_small_files_that_would_fill_the_memory(course, tmp_path, task, name, bo
     shutil.copytree(course, tmp_path / "course")
     path = tmp_path / "course" / name
     bomb(path)
-    before, began = utils.peak_memory()["ram"], time.process_time()
+    before, began = peak_memory()["ram"], time.process_time()
     with pytest.raises(DataError, match=f"{name}: .*refused") as stopped:
         sources.load_course(path.parent, task, "val")
     assert_one_line(str(stopped.value))
-    assert utils.peak_memory()["ram"] - before < 0.05  # GB
+    assert peak_memory()["ram"] - before < 0.05  # GB
     assert time.process_time() - began < 10
 
 
