@@ -161,12 +161,12 @@ PROFILES = {
             published=True,
             study=Study(20_000, 10, (42, 43, 44)),
         ),
-        # The full recipe on everything, as far as two cores get in two hours.
+        # The full recipe on everything, as far as two cores get in three hours.
         Profile(
             "long",
             "all pictures, few epochs: the full run cut short, for a CPU",
             FULL,
-            replace(REFERENCE, epochs=2),
+            replace(REFERENCE, epochs=6),
             replace(OWN, epochs=18),
             published=True,
             study=Study(3_000, 4, (42, 43)),
