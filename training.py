@@ -1078,6 +1078,7 @@ def summarize(
                 "settings": asdict(run.settings),
                 "train": run.train,
                 "val": run.val,
+                "came_apart": utils.came_apart(run.history),
             }
             for run in runs
         },

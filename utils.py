@@ -242,8 +242,16 @@ def select_best(runs: Sequence[Any]) -> Any:
     return max(runs, key=lambda run: run.val["mean"])
 
 
+def came_apart(history: dict[str, list[float]]) -> bool:
+    """Whether training itself got worse: it ended with a higher loss on training pictures than it had in the epoch in
+    which validation loss was lowest, and with a validation loss higher by over a tenth. Overfitting is the opposite."""
+    train, val = history["train_loss"], history["val_loss"]
+    lowest = val.index(min(val))
+    return train[-1] > train[lowest] and val[-1] > 1.1 * val[lowest]
+
+
 def diagnose(run: Any) -> str:
-    """What a run's curves say about under- and overfitting, in one line."""
+    """What a run's curves say about under- and overfitting, in two lines."""
     train, val, losses = run.train["mean"], run.val["mean"], run.history["val_loss"]
     epochs, lowest = len(losses), losses.index(min(losses)) + 1
     said = f"{run.name}: mean {train:.4f} on training, {val:.4f} on validation pictures, gap {train - val:+.4f};\n"
@@ -251,6 +259,8 @@ def diagnose(run: Any) -> str:
     if lowest >= 0.9 * epochs:
         return said + ": still falling, training longer would help."
     rise = losses[-1] / losses[lowest - 1] - 1
+    if came_apart(run.history):
+        return said + f", {rise:.0%} higher in the last, and training loss rose as well: training came apart."
     return said + f", {rise:.0%} higher in the last: " + ("overfitting." if rise > 0.1 else "hardly any overfitting.")
 
 

@@ -182,8 +182,8 @@ def grid_to_lists(grid: Tensor) -> list[Tensor]:
     return list(flat[present].split(present.sum(1).tolist()))
 
 
-def count_shared_cells(lists: Sequence[Tensor], rows: int, columns: int) -> int:
-    """In how many pictures two digits would have their centres in one cell of a grid of rows x columns.
+def count_digits(lists: Sequence[Tensor], rows: int, columns: int) -> Tensor:
+    """How many digits of each picture would have their centres in each cell of a grid: (N, rows, columns).
 
     lists: for each picture its digits (k, 6) in fractions of the picture.
     """
@@ -192,5 +192,5 @@ def count_shared_cells(lists: Sequence[Tensor], rows: int, columns: int) -> int:
     picture = torch.repeat_interleave(torch.arange(len(lists)), lengths)
     column = (boxes[:, 1] * columns).floor().clamp(max=columns - 1).long()
     row = (boxes[:, 2] * rows).floor().clamp(max=rows - 1).long()
-    used = torch.bincount((picture * rows + row) * columns + column, minlength=len(lists) * rows * columns)
-    return int((used.reshape(len(lists), -1) > 1).any(1).sum())
+    cells = torch.bincount((picture * rows + row) * columns + column, minlength=len(lists) * rows * columns)
+    return cells.reshape(len(lists), rows, columns)

@@ -184,13 +184,26 @@ def test_failing_to_save_a_figure_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_diagnose_tells_underfitting_from_overfitting():
-    def run(losses):
-        return SimpleNamespace(name="Net", train={"mean": 0.9}, val={"mean": 0.7}, history={"val_loss": losses})
+    def run(losses, training=(3.0, 2.0, 1.0, 0.5)):
+        history = {"val_loss": losses, "train_loss": list(training[: len(losses)])}
+        return SimpleNamespace(name="Net", train={"mean": 0.9}, val={"mean": 0.7}, history=history)
 
     assert "training longer would help" in utils.diagnose(run([3.0, 2.0, 1.0]))
     assert "50% higher in the last: overfitting" in utils.diagnose(run([3.0, 1.0, 1.5, 1.5]))
     assert "hardly any overfitting" in utils.diagnose(run([3.0, 1.0, 1.05, 1.01]))
     assert "gap +0.2000" in utils.diagnose(run([1.0]))
+
+
+def test_diagnose_does_not_take_a_training_that_came_apart_for_overfitting():
+    def say(training, validation):
+        history = {"val_loss": validation, "train_loss": training}
+        return utils.diagnose(SimpleNamespace(name="Net", train={"mean": 0.9}, val={"mean": 0.7}, history=history))
+
+    apart = say([2.4, 1.8, 1.0, 1.7, 2.6], [2.2, 1.5, 0.5, 2.6, 2.6])
+    assert "420% higher in the last, and training loss rose as well: training came apart" in apart
+    assert "overfitting" not in apart
+    assert "overfitting" in say([2.4, 1.8, 1.0, 0.7, 0.6], [2.2, 1.5, 0.5, 2.6, 2.6])
+    assert "hardly any overfitting" in say([2.4, 1.8, 1.0, 1.0, 1.01], [2.2, 1.5, 0.5, 0.5, 0.51])
 
 
 def test_results_of_one_task_leave_the_others(tmp_path):

@@ -17,6 +17,7 @@ from data.labels import (
     check_pictures,
     check_split,
     check_task,
+    count_digits,
     grid_to_lists,
     lists_to_grid,
 )
@@ -425,3 +426,15 @@ def test_same_digits_allows_for_rounding():
 def test_other_digits_are_seen(fields):
     assert not data.same_digits(det_labels(), det_labels(**fields))
     assert not data.same_digits(det_labels(**fields), det_labels())
+
+
+def test_digits_are_counted_by_cell():
+    """Two in one cell, one on the border, which belongs to the right, and a picture without any."""
+    lists = [torch.tensor([[1, x, y, 0.1, 0.1, 0] for x, y in ((0.1, 0.1), (0.3, 0.4), (0.5, 0.9))]), torch.empty(0, 6)]
+    assert count_digits(lists, 2, 2).tolist() == [[[2, 0], [0, 1]], [[0, 0], [0, 0]]]
+    assert count_digits(lists, 1, 1).tolist() == [[[3]], [[0]]]
+
+
+def test_digits_counted_by_cell_are_those_of_the_grid(sets):
+    train = sets["det"][0].train
+    assert torch.equal(count_digits(train.lists, 2, 3), train.labels[..., 0].long())

@@ -72,6 +72,7 @@ def invent(profile="long", selected=0, study=True):
                 "settings": settings,
                 "train": scores(0.62, task),
                 "val": scores(0.9 if name == best else 0.6, task),
+                "came_apart": number == 1,
             }
         rows = None
         if study:
