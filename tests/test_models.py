@@ -66,6 +66,42 @@ def test_localizers_end_with_a_linear_layer(network):
         assert isinstance(list(network().modules())[-1], nn.Linear)
 
 
+class AsWritten(nn.Module):
+    """A network's layers with every ReLU before the pooling, where its definition has it."""
+
+    def __init__(self, network):
+        super().__init__()
+        layers = list(network.layers)
+        for index, layer in enumerate(layers[:-1]):
+            if isinstance(layer, nn.MaxPool2d):
+                assert isinstance(layers[index + 1], nn.ReLU)
+                layers[index : index + 2] = layers[index + 1], layer
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, pictures):
+        return self.layers(pictures)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    "network", [*models.REFERENCE_LOCALIZERS, *models.REFERENCE_DETECTORS], ids=lambda network: network.__name__
+)
+def test_pooling_before_the_relu_changes_nothing(network, memory_format, pictures):
+    torch.manual_seed(0)
+    pooled_first = network()
+    as_written = AsWritten(network())
+    as_written.load_state_dict(pooled_first.state_dict())  # keys are the same, too
+    outputs, gradients = [], []
+    for built in (pooled_first, as_written):
+        built.to(memory_format=memory_format)
+        outputs.append(built(pictures.to(memory_format=memory_format)))
+        outputs[-1].square().sum().backward()
+        gradients.append([parameter.grad for parameter in built.parameters()])
+    assert torch.equal(*outputs)
+    assert all(map(torch.equal, *gradients))
+    assert any(gradient.any() for gradient in gradients[0])
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 60, 48), (2, 3, 48, 60), (1, 48, 60), (2, 1, 48), (2, 1, 48, 61)], ids=str)
 @pytest.mark.parametrize("network", PARAMETERS, ids=NAMES)
 def test_pictures_of_another_shape_are_refused(network, shape):
