@@ -170,7 +170,7 @@ PROFILES = {
             replace(OWN, epochs=18),
             published=True,
             study=Study(3_000, 4, (42, 43)),
-            caps={"FloNet2": 600},
+            caps={"FloNet2": 6_000},
             epochs={"CompactNet2": 30},  # there are half as many pictures, hence steps, as in localization
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.

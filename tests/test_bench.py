@@ -60,6 +60,11 @@ def test_operations_are_those_of_the_layers(network):
     assert bench.operations(network) == pytest.approx(expected, rel=0.01)
 
 
+def test_the_peak_is_of_one_product_done_in_two_ways():
+    product, convolution = (way() for way in bench.large_product(64))
+    torch.testing.assert_close(convolution[0].flatten(1).T, product)
+
+
 def test_a_race_ends_at_the_goal_or_when_time_is_up(sets):
     splits, _ = sets["loc"]
     settings = replace(training.REFERENCE, epochs=3)
