@@ -161,7 +161,7 @@ PROFILES = {
             published=True,
             study=Study(20_000, 10, (42, 43, 44)),
         ),
-        # The full recipe on everything, as far as two cores get in three hours.
+        # The full recipe on everything, as far as two cores get in an hour or a few.
         Profile(
             "long",
             "all pictures, few epochs: the full run cut short, for a CPU",

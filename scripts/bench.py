@@ -191,8 +191,7 @@ def large_product(size: int) -> tuple[Callable[[], torch.Tensor], ...]:
 def peak() -> float:
     """Floating-point operations per second of a large product, done in the faster way: the machine's best just now."""
     size = 8192 if torch.cuda.is_available() else 2048
-    with torch.no_grad():
-        return 2 * size**3 / min(timed(product) for product in large_product(size) for _ in range(3))
+    return 2 * size**3 / min(timed(product) for product in large_product(size) for _ in range(3))
 
 
 def where_time_goes(network: type, task: str) -> dict[str, float]:
