@@ -2,7 +2,7 @@
 # make test   installs what is needed into .venv and runs the tests
 # make report builds report.pdf from figures/ and what it says of the run that made them
 # make soak   the faults again, many times over: minutes
-# make bench  measures speed and memory: half an hour on two cores
+# make bench  measures speed and memory
 
 PYTHON ?= python3
 VENV := .venv

@@ -5,30 +5,38 @@ All take normalised pictures (N, 1, 48, 60). A localizer returns (N, 15) =
 [pc logit, x, y, w, h, one class logit] for each cell of the 2x3 grid.
 
 Six networks follow the course's reference submission (INF265, project 2, spring 2024); CompactNet and CompactNet2 are
-this project's own.
+this project's own. `PostProcess` finishes their boxes in evaluation.
 """
 
 import math
-from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PICTURE = (1, 48, 60)  # channel, height, width
+from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH
+
+PICTURE = (1, HEIGHT, WIDTH)  # channel, height, width
 
 
 def conv(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
     """Convolution, batch norm if asked for, ReLU."""
+    return [*_conv(inputs, outputs, kernel, padding, norm), nn.ReLU(inplace=True)]
+
+
+def conv_pool(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
+    """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU.
+
+    The larger of two numbers is the same before and after ReLU, and so are the gradients; behind the pooling a quarter
+    as many numbers go through it.
+    """
+    return [*_conv(inputs, outputs, kernel, padding, norm), nn.MaxPool2d(2, 2), nn.ReLU(inplace=True)]
+
+
+def _conv(inputs: int, outputs: int, kernel: int | tuple[int, int], padding: int, norm: bool) -> list[nn.Module]:
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=padding)]
-    if norm:
-        layers.append(nn.BatchNorm2d(outputs))
-    return [*layers, nn.ReLU(inplace=True)]
-
-
-def pool() -> nn.Module:
-    """Max pooling that halves height and width, rounding down."""
-    return nn.MaxPool2d(2, 2)
+    return [*layers, nn.BatchNorm2d(outputs)] if norm else layers
 
 
 def linear(inputs: int, outputs: int) -> list[nn.Module]:
@@ -49,13 +57,7 @@ class Network(nn.Module):
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
-        ordered = list(layers)
-        for index, (layer, following) in enumerate(pairwise(layers)):
-            if isinstance(layer, nn.ReLU) and isinstance(following, nn.MaxPool2d):
-                # The larger of two numbers is the same before and after ReLU, and so are the gradients, but behind
-                # the pooling a quarter as many numbers go through it.
-                ordered[index : index + 2] = following, layer
-        self.layers = nn.Sequential(*ordered)
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, pictures: Tensor) -> Tensor:
         check_pictures(self, pictures)
@@ -68,10 +70,8 @@ class SkreNet(Network):
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
-            *conv(10, 20),  # 48x60
-            pool(),  # 48x60 -> 24x30
-            *conv(20, 35),  # 24x30
-            pool(),  # 24x30 -> 12x15
+            *conv_pool(10, 20),  # 48x60 -> 24x30
+            *conv_pool(20, 35),  # 24x30 -> 12x15
             *conv(35, 40),  # 12x15
             nn.Flatten(),  # 40 * 12 * 15 = 7200
             *linear(7200, 5000),
@@ -86,12 +86,9 @@ class FloNet(Network):
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
-            *conv(10, 20),  # 48x60
-            pool(),  # 48x60 -> 24x30
-            *conv(20, 35, kernel=(3, 5)),  # 24x30 -> 24x28
-            pool(),  # 24x28 -> 12x14
-            *conv(35, 40),  # 12x14
-            pool(),  # 12x14 -> 6x7
+            *conv_pool(10, 20),  # 48x60 -> 24x30
+            *conv_pool(20, 35, kernel=(3, 5)),  # 24x30 -> 24x28 -> 12x14
+            *conv_pool(35, 40),  # 12x14 -> 6x7
             *conv(40, 50),  # 6x7
             nn.Flatten(),  # 50 * 6 * 7 = 2100
             *linear(2100, 500),
@@ -105,8 +102,7 @@ class SimpleNet(Network):
     def __init__(self):
         super().__init__(
             *conv(1, 3),  # 48x60
-            *conv(3, 10),  # 48x60
-            pool(),  # 48x60 -> 24x30
+            *conv_pool(3, 10),  # 48x60 -> 24x30
             *conv(10, 15),  # 24x30
             *conv(15, 20),  # 24x30
             nn.Flatten(),  # 20 * 24 * 30 = 14400
@@ -120,17 +116,13 @@ class SkreNet2(Network):
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
-            *conv(10, 20),  # 48x60
-            pool(),  # 48x60 -> 24x30
+            *conv_pool(10, 20),  # 48x60 -> 24x30
             *conv(20, 40, norm=True),  # 24x30
-            *conv(40, 60, kernel=(3, 5)),  # 24x30 -> 24x28
-            pool(),  # 24x28 -> 12x14
+            *conv_pool(40, 60, kernel=(3, 5)),  # 24x30 -> 24x28 -> 12x14
             *conv(60, 80),  # 12x14
-            *conv(80, 100),  # 12x14
-            pool(),  # 12x14 -> 6x7
+            *conv_pool(80, 100),  # 12x14 -> 6x7
             *conv(100, 120, kernel=(5, 4), norm=True),  # 6x7 -> 4x6
-            *conv(120, 100),  # 4x6
-            pool(),  # 4x6 -> 2x3
+            *conv_pool(120, 100),  # 4x6 -> 2x3
             *conv(100, 50),  # 2x3
             *conv(50, 20),  # 2x3
             nn.Conv2d(20, 6, 3, padding=1),  # 2x3
@@ -143,14 +135,10 @@ class SimpleNet2(Network):
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
-            *conv(10, 20),  # 48x60
-            pool(),  # 48x60 -> 24x30
-            *conv(20, 35, kernel=(3, 5)),  # 24x30 -> 24x28
-            pool(),  # 24x28 -> 12x14
-            *conv(35, 40, norm=True),  # 12x14
-            pool(),  # 12x14 -> 6x7
-            *conv(40, 20, kernel=(5, 4)),  # 6x7 -> 4x6
-            pool(),  # 4x6 -> 2x3
+            *conv_pool(10, 20),  # 48x60 -> 24x30
+            *conv_pool(20, 35, kernel=(3, 5)),  # 24x30 -> 24x28 -> 12x14
+            *conv_pool(35, 40, norm=True),  # 12x14 -> 6x7
+            *conv_pool(40, 20, kernel=(5, 4)),  # 6x7 -> 4x6 -> 2x3
             nn.Conv2d(20, 6, 3, padding=1),  # 2x3
         )
 
@@ -166,13 +154,10 @@ class FloNet2(Network):
             *conv(50, 75),  # 48x60
             *conv(75, 100, norm=True),  # 48x60
             *conv(100, 75, kernel=4, padding=0),  # 48x60 -> 45x57
-            *conv(75, 50, kernel=4, padding=0),  # 45x57 -> 42x54
-            pool(),  # 42x54 -> 21x27
-            *conv(50, 50, kernel=4, padding=0, norm=True),  # 21x27 -> 18x24
-            pool(),  # 18x24 -> 9x12
+            *conv_pool(75, 50, kernel=4, padding=0),  # 45x57 -> 42x54 -> 21x27
+            *conv_pool(50, 50, kernel=4, padding=0, norm=True),  # 21x27 -> 18x24 -> 9x12
             *conv(50, 25, kernel=(3, 4), padding=0),  # 9x12 -> 7x9
-            *conv(25, 15, kernel=4),  # 7x9 -> 6x8
-            pool(),  # 6x8 -> 3x4
+            *conv_pool(25, 15, kernel=4),  # 7x9 -> 6x8 -> 3x4
             nn.Conv2d(15, 6, 4, padding=1),  # 3x4 -> 2x3
         )
 
@@ -274,6 +259,67 @@ class CompactNet2(GridNetwork):
         return (self.cells(pictures) * self.scale - self.offset).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
 
 
+# ---------------------------------------------------------------------------------------------- what finishes boxes
+
+
+class BoundedBoxes(nn.Module):
+    """A network with a sigmoid on its boxes, in training too: no box is negative or larger than the picture."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        outputs = self.network(pictures)
+        columns, rows = grid_size(outputs)
+        largest = per_channel(outputs, (columns, rows))
+        boxes = outputs[:, 1:3].sigmoid(), outputs[:, 3:5].sigmoid() * largest
+        return torch.cat((outputs[:, :1], *boxes, outputs[:, 5:]), 1)
+
+
+class PostProcess(nn.Module):
+    """A network whose answers are finished in evaluation; in training it is the network alone.
+
+    snap_to_pixels: every edge is moved to the nearest border between pixels, where labels have theirs. Not in
+    training, since rounding has no gradient.
+    own_cell: the presence of a digit whose centre the cell itself puts outside the cell is turned into absence, p into
+    1 - p: the neighbour answers for it.
+    """
+
+    def __init__(self, network: nn.Module, snap_to_pixels: bool, own_cell: bool):
+        super().__init__()
+        self.network = network
+        self.snap_to_pixels, self.own_cell = snap_to_pixels, own_cell
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        outputs = self.network(pictures)
+        return outputs if self.training else self.finish(outputs)
+
+    def finish(self, outputs: Tensor) -> Tensor:
+        """Outputs (N, 15) or (N, 6, 2, 3), as the network gives them -> the same, finished."""
+        presence, centre, size = outputs[:, :1], outputs[:, 1:3], outputs[:, 3:5]
+        if self.snap_to_pixels:
+            columns, rows = grid_size(outputs)
+            pixels = per_channel(outputs, (WIDTH / columns, HEIGHT / rows))  # a cell is a whole number of them
+            low, high = (((centre + sign * size / 2) * pixels).round() / pixels for sign in (-1, 1))
+            centre, size = (low + high) / 2, high - low
+        if self.own_cell:
+            # A centre on a border belongs to the right or lower cell; the margin is that of float32.
+            inside = ((centre > -1e-4) & (centre < 1 - 1e-4)).all(1, keepdim=True)
+            presence = torch.where(inside, presence, -presence.abs())
+        return torch.cat((presence, centre, size, outputs[:, 5:]), 1)
+
+
+def grid_size(outputs: Tensor) -> tuple[int, int]:
+    """Columns and rows of the grid in whose cells boxes are measured: that of detection, or one cell, the picture."""
+    return (COLUMNS, ROWS) if outputs.ndim == 4 else (1, 1)
+
+
+def per_channel(outputs: Tensor, pair: tuple[float, float]) -> Tensor:
+    """Two numbers, for x and y, in a shape that goes with outputs (N, 2) or (N, 2, 2, 3)."""
+    return outputs.new_tensor(pair).view(1, 2, *[1] * (outputs.ndim - 2))
+
+
 REFERENCE_LOCALIZERS: tuple[type[nn.Module], ...] = (SkreNet, FloNet, SimpleNet)
 REFERENCE_DETECTORS: tuple[type[nn.Module], ...] = (SkreNet2, SimpleNet2, FloNet2)
 LOCALIZERS = (*REFERENCE_LOCALIZERS, CompactNet)
@@ -285,20 +331,43 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def list_layers(network: nn.Module) -> list[tuple[str, str, int]]:
-    """Each layer with weights, and each pooling, in order: (description, output size, parameters)."""
-    rows = []
+class Layer(NamedTuple):
+    """A layer with weights, or one that changes the picture's size."""
+
+    kind: str  # "convolution", "linear", "batch norm", "max pooling", "pixels to channels"
+    kernel: tuple[int, ...]  # height and width, () where it has none
+    stride: int
+    size: tuple[int, ...]  # of its output: channels, height, width; or how many numbers
+    parameters: int
+
+    def __str__(self) -> str:
+        """A line of a listing: "convolution 3x3, stride 2 -> 64x12x15       18,432"."""
+        kernel, size = "x".join(map(str, self.kernel)), "x".join(map(str, self.size))
+        stride = f", stride {self.stride}" if self.kind == "convolution" and self.stride > 1 else ""
+        return f"{f'{self.kind} {kernel}{stride}':26s} -> {size:10s}{self.parameters:>12,}"
+
+
+KINDS = {
+    nn.Conv2d: "convolution",
+    nn.Linear: "linear",
+    nn.BatchNorm2d: "batch norm",
+    nn.MaxPool2d: "max pooling",
+    nn.PixelUnshuffle: "pixels to channels",
+}
+
+
+def list_layers(network: nn.Module) -> list[Layer]:
+    """The layers of a network that are of one of the KINDS, in order."""
+    layers = []
 
     def note(layer: nn.Module, _: tuple, output: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d):
-            kernel = "x".join(map(str, layer.kernel_size))
-            name = f"convolution {kernel}" + (", stride 2" if layer.stride == (2, 2) else "")
-        else:
-            name = NAMES[type(layer)]
-        rows.append((name, "x".join(map(str, output.shape[1:])), count_parameters(layer)))
+        kernel = getattr(layer, "kernel_size", getattr(layer, "downscale_factor", ()))
+        kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
+        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else kernel[0] if kernel else 1
+        size = tuple(output.shape[1:])
+        layers.append(Layer(KINDS[type(layer)], kernel, stride, size, count_parameters(layer)))
 
-    listed = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, *NAMES))]
-    hooks = [layer.register_forward_hook(note) for layer in listed]
+    hooks = [layer.register_forward_hook(note) for layer in network.modules() if type(layer) in KINDS]
     was_training = network.training
     network.eval()  # batch norm has no statistics of a single empty picture
     try:
@@ -308,12 +377,4 @@ def list_layers(network: nn.Module) -> list[tuple[str, str, int]]:
         network.train(was_training)
         for hook in hooks:
             hook.remove()
-    return rows
-
-
-NAMES = {
-    nn.Linear: "linear",
-    nn.BatchNorm2d: "batch norm",
-    nn.MaxPool2d: "max pooling 2x2",
-    nn.PixelUnshuffle: "2x2 pixels to channels",
-}
+    return layers

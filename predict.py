@@ -8,10 +8,8 @@ The networks have seen light digits, 10 to 30 pixels high, on a darker, noisy ba
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,129 +19,34 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor, nn
+from torch import Tensor
 
-import models
-import training
 import utils
 from data import DataError
-from data.files import load_tensors
 from data.labels import HEIGHT, WIDTH
+from training.runs import Trained, load_weights
 
 TASKS = {"localization": "loc", "detection": "det"}
 # A seven is no zero or one, but detection cannot say so: one digit too few is better than a wrong one.
 DEFAULT = "localization"
 OVERLAP = 0.5  # IoU above which two boxes of one class are one digit, on the border of two cells and found in both
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-NETWORKS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
-
-# ---------------------------------------------------------------------------------------------- networks
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained network and all that using it takes."""
-
-    name: str  # of the network's class
-    network: nn.Module  # on the CPU, in evaluation mode
-    task: str  # "loc" or "det"
-    normal: utils.Normalizer
-    source: str  # of the pictures that it was trained on: "course", "mnist" or "digits"
-    epoch: int
-    validation: dict[str, float]  # its scores on the validation pictures, see `utils.score`
-    where: str  # the file
-
-
-ENTRIES = {
-    "network": str,
-    "task": str,
-    "weights": dict,
-    "normalization": dict,
-    "settings": dict,
-    "source": str,
-    "pictures": int,
-    "epoch": int,
-    "validation": dict,
-}
-
-
-def load_network(path: str | Path) -> Trained:
-    """Read a file that `training.save_weights` wrote. Nothing in it can run code.
-
-    Raises DataError that names the file where it is missing, damaged or hostile, where an entry is missing or of the
-    wrong type, where network, task or settings are unknown, where the weights have other names, shapes or types than
-    the network's, or where a number is NaN or infinite.
-    """
-    stored = load_tensors(Path(path))
-    if not isinstance(stored, dict):
-        raise DataError(f"{path}: expected a dict as training.save_weights writes it, found {type(stored).__name__}")
-    for name, kind in ENTRIES.items():
-        if name not in stored:
-            raise DataError(f"{path}: the entry {name!r} is missing")
-        if not isinstance(stored[name], kind) or isinstance(stored[name], bool):
-            raise DataError(f"{path}: {name}: expected {kind.__name__}, found {type(stored[name]).__name__}")
-    task = stored["task"]
-    if task not in NETWORKS:
-        raise DataError(f"{path}: task: expected one of {', '.join(NETWORKS)}, found {task!r}")
-    known = {network.__name__: network for network in NETWORKS[task]}
-    if stored["network"] not in known:
-        raise DataError(f"{path}: network: expected one of {', '.join(known)}, found {stored['network']!r}")
-    try:
-        network = training.assemble(known[stored["network"]], training.Settings(**stored["settings"]))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: settings: {error}") from error
-    _check_weights(stored["weights"], network.state_dict(), str(path))
-    network.load_state_dict(stored["weights"])
-    normal = _read_normalizer(stored["normalization"], str(path))
-    about = {name: stored[name] for name in ("source", "epoch", "validation")}
-    return Trained(stored["network"], network.eval(), task, normal, where=str(path), **about)
-
-
-def _check_weights(weights: dict[str, Any], expected: dict[str, Tensor], where: str) -> None:
-    """Raise DataError unless the weights are dense, finite, and of the names, shapes and types that are expected."""
-    for name in [*expected, *weights]:
-        if name not in weights:
-            raise DataError(f"{where}: weights: {name} is missing")
-        if name not in expected:
-            raise DataError(f"{where}: weights: the network has none of the name {name!r}")
-        found, wanted = weights[name], expected[name]
-        if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
-            raise DataError(f"{where}: weights: {name}: expected a dense tensor")
-        if found.shape != wanted.shape or found.dtype != wanted.dtype:
-            raise DataError(
-                f"{where}: weights: {name}: expected {wanted.dtype} of shape {tuple(wanted.shape)}, "
-                f"found {found.dtype} of shape {tuple(found.shape)}"
-            )
-        if not torch.isfinite(found).all():
-            raise DataError(f"{where}: weights: {name} holds NaN or infinity")
-
-
-def _read_normalizer(stored: dict[str, Any], where: str) -> utils.Normalizer:
-    if set(stored) != {"mean", "std"}:
-        raise DataError(f"{where}: normalization: expected mean and std, found {', '.join(map(str, stored)) or 'none'}")
-    for name, value in stored.items():
-        if not isinstance(value, float) or not math.isfinite(value):
-            raise DataError(f"{where}: normalization: {name}: expected a finite float, found {value!r}")
-    if stored["std"] <= 0:
-        raise DataError(f"{where}: normalization: std: expected a number above 0, found {stored['std']:g}")
-    return utils.Normalizer(**stored)
-
 
 # ---------------------------------------------------------------------------------------------- pictures
 
 
-def read_picture(picture: Any, say: Callable[[str], None] = print) -> Tensor:
+def read_picture(picture: Any, log: Callable[[str], None] = print) -> Tensor:
     """A picture as (1, H, W) float32 in [0, 1], 0 being black.
 
     picture: a file, a PIL image, or an array or tensor (H, W), (1, H, W) or (H, W, 1), uint8, bool, or floats in
-    [0, 1]. Colour is converted to grayscale, and of a file with several pictures the first is taken; `say` is told.
+    [0, 1]. Colour is converted to grayscale, and of a file with several pictures the first is taken; `log` is told.
     A file's picture is turned as its EXIF orientation asks.
 
     Raises DataError where it is none of these, unreadable, empty, transparent, or not finite numbers in [0, 1].
     """
     where = _name(picture)
     if isinstance(picture, (str, Path, Image.Image)):
-        return _as_tensor(_read_image(picture, where, say), where)
+        return _as_tensor(_read_image(picture, where, log), where)
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu()
         picture = (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy knows no bfloat16
@@ -158,16 +61,16 @@ def _name(picture: Any) -> str:
     return str(picture) if isinstance(picture, (str, Path)) else "picture"
 
 
-def _read_image(source: str | Path | Image.Image, where: str, say: Callable[[str], None]) -> np.ndarray:
+def _read_image(source: str | Path | Image.Image, where: str, log: Callable[[str], None]) -> np.ndarray:
     """The grayscale pixels of a file or of a PIL image, which may still have to read its file."""
     try:
         if isinstance(source, Image.Image):
-            return _as_gray(source, where, say)
+            return _as_gray(source, where, log)
         with Image.open(source) as image:
             count = getattr(image, "n_frames", 1)
             if count > 1:
-                say(f"{where}: holds {count} pictures, the first is taken")
-            return _as_gray(ImageOps.exif_transpose(image), where, say)
+                log(f"{where}: holds {count} pictures, the first is taken")
+            return _as_gray(ImageOps.exif_transpose(image), where, log)
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -181,7 +84,7 @@ def _read_image(source: str | Path | Image.Image, where: str, say: Callable[[str
         raise DataError(f"{where}: damaged or truncated ({type(error).__name__})") from error
 
 
-def _as_gray(image: Image.Image, where: str, say: Callable[[str], None]) -> np.ndarray:
+def _as_gray(image: Image.Image, where: str, log: Callable[[str], None]) -> np.ndarray:
     """(H, W) uint8, or float32 for 16 bits and for PIL's floats."""
     if image.mode.startswith("I;16"):
         return np.asarray(image, dtype=np.float32) / 65535
@@ -196,7 +99,7 @@ def _as_gray(image: Image.Image, where: str, say: Callable[[str], None]) -> np.n
     image = image.convert("RGB")
     red, green, blue = np.moveaxis(np.asarray(image), -1, 0)
     if (red != green).any() or (green != blue).any():
-        say(f"{where}: in colour, converted to grayscale")
+        log(f"{where}: in colour, converted to grayscale")
     return np.asarray(image.convert("L"))
 
 
@@ -264,14 +167,14 @@ def find_digits(
     picture: Any,
     weights: str | Path | Trained = DEFAULT,
     threshold: float = 0.5,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[Digit]:
     """Find the digits in a grayscale picture, best first.
 
     picture: a file, PIL image, array or tensor, see `read_picture`; light digits on a darker background. Of another
-    size than 48x60 it is fitted, see `fit_picture`, and boxes are in its own pixels; `say` is told.
+    size than 48x60 it is fitted, see `fit_picture`, and boxes are in its own pixels; `log` is told.
     weights: "localization" (at most one digit, 0 to 9), "detection" (up to six digits, one in each cell of a 2x3
-    grid, zeros and ones only), a file that `training.save_weights` wrote, or what `load_network` read.
+    grid, zeros and ones only), a file that `training.save_weights` wrote, or what `training.load_weights` read.
     threshold: digits whose presence is less probable are left out; so are those of which a better one of the same
     class was found at the same place.
 
@@ -279,22 +182,22 @@ def find_digits(
     [0, 1].
     """
     if not isinstance(weights, Trained):
-        weights = load_network(WEIGHTS / f"{weights}.pt" if weights in TASKS else weights)
-    return _find(read_picture(picture, say), _name(picture), weights, threshold, say)
+        weights = load_weights(WEIGHTS / f"{weights}.pt" if weights in TASKS else weights)
+    return _find(read_picture(picture, log), _name(picture), weights, threshold, log)
 
 
-def _find(picture: Tensor, where: str, weights: Trained, threshold: float, say: Callable[[str], None]) -> list[Digit]:
+def _find(picture: Tensor, where: str, weights: Trained, threshold: float, log: Callable[[str], None]) -> list[Digit]:
     """`find_digits` in what `read_picture` gave."""
     height, width = picture.shape[-2:]
     fitted = fit_picture(picture)
     if (height, width) != (HEIGHT, WIDTH):
         steps = [f"scaled to {fitted.height}x{fitted.width}"] * ((fitted.height, fitted.width) != (height, width))
         steps += [f"padded to {HEIGHT}x{WIDTH}"] * ((fitted.height, fitted.width) != (HEIGHT, WIDTH))
-        say(f"{where}: {height}x{width} pixels (height x width), {' and '.join(steps)}")
-    outputs = utils.predict(weights.network, fitted.picture[None], weights.normal)
+        log(f"{where}: {height}x{width} pixels (height x width), {' and '.join(steps)}")
+    outputs = utils.infer(weights.network, fitted.picture[None], weights.normal)
     if not torch.isfinite(outputs).all():
-        raise DataError(f"{weights.where}: weights: the network's outputs are not finite")
-    found = utils.decode(outputs, weights.task, threshold, OVERLAP)[0]
+        raise DataError(f"{weights.path}: weights: the network's outputs are not finite")
+    found = utils.decode(outputs, threshold, OVERLAP)[0]
     corner = torch.tensor((fitted.left, fitted.top)).repeat(2)
     size = torch.tensor((width, height)).repeat(2)
     boxes = (found["boxes"] - corner) * size / torch.tensor((fitted.width, fitted.height)).repeat(2)
@@ -349,27 +252,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)  # pictures may follow options
     mpl.use("Agg")  # no window is opened
 
-    def say(text: object) -> None:
+    def log(text: object) -> None:
         print(text, file=sys.stderr)
 
     try:
         drawings = choose_drawings(options.pictures, options.output)
-        trained = load_network(options.weights or WEIGHTS / f"{options.task or DEFAULT}.pt")
+        trained = load_weights(options.weights or WEIGHTS / f"{options.task or DEFAULT}.pt")
         if options.task and trained.task != TASKS[options.task]:
-            raise ValueError(f"{trained.where}: holds a network for another task than {options.task}")
+            raise ValueError(f"{trained.path}: holds a network for another task than {options.task}")
         if not 0 <= options.threshold <= 1:
             raise ValueError(f"--threshold: expected a number in [0, 1], found {options.threshold}")
     except (OSError, ValueError) as error:
-        say(f"predict.py: {error}")
+        log(f"predict.py: {error}")
         return 2
     status = 0
     for path, drawing in zip(options.pictures, drawings, strict=True):
         try:
-            picture = read_picture(path, say)
-            digits = _find(picture, str(path), trained, options.threshold, say)
+            picture = read_picture(path, log)
+            digits = _find(picture, str(path), trained, options.threshold, log)
             utils.save_figure(draw_digits(picture, digits), drawing.parent, drawing.stem)
         except (OSError, ValueError) as error:  # the other pictures can still be done
-            say(f"predict.py: {error}")
+            log(f"predict.py: {error}")
             status = 2
             continue
         for digit in digits:
@@ -378,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path}: class {digit.category}, score {digit.score:.3f}, box {box}")
         if not digits:
             print(f"{path}: no digit")
-        say(f"{path}: drawn in {drawing}")
+        log(f"{path}: drawn in {drawing}")
     return status
 
 

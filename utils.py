@@ -1,14 +1,12 @@
 """What both tasks share: normalization, combined loss, accuracy and IoU, mAP, decoding, plotting.
 
-`task` is "loc" (outputs (N, 15), labels (N, 6)) or "det" (outputs (N, 6, 2, 3), labels (N, 2, 3, 6)). Outputs are
-[pc logit, x, y, w, h, class logits] along dimension 1; labels are described in `data/labels.py`. In detection every
-cell is treated as a picture of its own.
+Outputs are [pc logit, x, y, w, h, class logits] along dimension 1, (N, 15) in localization and (N, 6, 2, 3) in
+detection; labels, (N, 6) and (N, 2, 3, 6), are described in `data/labels.py`. The shape says which task it is. In
+detection every cell is treated as a picture of its own.
 """
 
 import itertools
-import json
 import math
-import platform
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +17,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou, generalized_box_iou_loss
 
-from data.files import write_whole
-from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, check_task, grid_to_lists
+from data import Split, Splits
+from data.files import atomic_write
+from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, grid_to_lists, task_of
 
 # ---------------------------------------------------------------------------------------------- normalization
 
@@ -76,26 +74,23 @@ class Loss(NamedTuple):
     category: Tensor
 
 
-def check_outputs(outputs: Tensor, task: str) -> None:
-    """Raise ValueError unless outputs are (N, 15) for "loc" or (N, 6, 2, 3) for "det"."""
-    check_task(task)
-    shape = (5 + CLASSES["loc"],) if task == "loc" else (6, ROWS, COLUMNS)
-    if tuple(outputs.shape[1:]) != shape:
-        wanted = ", ".join(map(str, ("N", *shape)))
-        raise ValueError(f"task {task!r}: expected outputs of shape ({wanted}), found {tuple(outputs.shape)}")
+def task_of_outputs(outputs: Tensor) -> str:
+    """The task that a network's outputs belong to, by their shape: "loc" for (N, 15), "det" for (N, 6, 2, 3). Raises
+    ValueError."""
+    for task, shape in (("loc", (5 + CLASSES["loc"],)), ("det", (6, ROWS, COLUMNS))):
+        if tuple(outputs.shape[1:]) == shape:
+            return task
+    raise ValueError(f"outputs: expected shape (N, 15) or (N, 6, {ROWS}, {COLUMNS}), found {tuple(outputs.shape)}")
 
 
-def as_pictures(outputs: Tensor, labels: Tensor, task: str) -> tuple[Tensor, Tensor]:
+def as_pictures(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs and labels with one row per picture, or per cell in detection: (M, 15) or (M, 6), and (M, 6).
 
-    Raises ValueError where the shapes do not belong to the task or to each other.
+    Raises ValueError where the shapes are not those of a task, or do not go together.
     """
-    check_outputs(outputs, task)
-    shape = (len(outputs), 6) if task == "loc" else (len(outputs), ROWS, COLUMNS, 6)
-    if tuple(labels.shape) != shape:
-        raise ValueError(
-            f"task {task!r}: outputs {tuple(outputs.shape)} need labels of shape {shape}, found {tuple(labels.shape)}"
-        )
+    task = task_of_outputs(outputs)
+    if task_of(labels) != task or len(labels) != len(outputs):
+        raise ValueError(f"outputs {tuple(outputs.shape)} and labels {tuple(labels.shape)} do not go together")
     if task == "det":
         outputs = outputs.movedim(1, -1).reshape(-1, 6)  # (N, 6, 2, 3) -> (N*6, 6)
         labels = labels.reshape(-1, 6)  # (N, 2, 3, 6) -> (N*6, 6)
@@ -106,9 +101,9 @@ BOX_LOSSES = ("mse", "giou")
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 1.0  # of the box loss "giou"; L1 keeps boxes that do not overlap at all moving
 
 
-def combined_loss(outputs: Tensor, labels: Tensor, task: str, box_loss: str = "mse") -> Loss:
+def combined_loss(outputs: Tensor, labels: Tensor, box_loss: str = "mse") -> Loss:
     """Binary cross-entropy on pc over all pictures (cells), plus the box loss on x, y, w, h and the class loss
-    (cross-entropy for "loc", binary cross-entropy for "det") over those with a digit.
+    (cross-entropy in localization, binary in detection) over those with a digit.
 
     box_loss: "mse", the mean squared error, or "giou", the weighted sum of L1 in fractions of the picture and the
     generalised IoU loss (Rezatofighi et al., 2019; the pair as in DETR, Carion et al., 2020).
@@ -117,7 +112,8 @@ def combined_loss(outputs: Tensor, labels: Tensor, task: str, box_loss: str = "m
     the device: pictures without a digit are weighted by 0 instead of being left out. Without any digit the last two
     terms are 0.
     """
-    outputs, labels = as_pictures(outputs, labels, task)
+    task = task_of_outputs(outputs)
+    outputs, labels = as_pictures(outputs, labels)
     digit = labels[:, 0]
     count = digit.sum().clamp(min=1)
     target = torch.where(digit[:, None] > 0, labels, 0.0)  # NaN times 0 would be NaN
@@ -161,9 +157,10 @@ class Matches(NamedTuple):
         return torch.where(self.digit, self.found & (self.category == self.true_category), ~self.found)
 
 
-def match(outputs: Tensor, labels: Tensor, task: str) -> Matches:
+def match(outputs: Tensor, labels: Tensor) -> Matches:
     """Compare outputs with labels, picture by picture (cell by cell)."""
-    outputs, labels = as_pictures(outputs, labels, task)
+    task = task_of_outputs(outputs)
+    outputs, labels = as_pictures(outputs, labels)
     digit = labels[:, 0] > 0
     category = outputs[:, 5:].argmax(1) if task == "loc" else (outputs[:, 5] > 0).long()
     true_category = torch.where(digit, labels[:, 5], -1).long()
@@ -183,7 +180,7 @@ def box_ious(boxes: Tensor, others: Tensor) -> Tensor:
     return box_iou(*corners)[:, 0, 0]  # (M, 1, 1): the diagonal alone, never the M x M matrix
 
 
-def score(outputs: Tensor, labels: Tensor, task: str) -> dict[str, float]:
+def score(outputs: Tensor, labels: Tensor) -> dict[str, float]:
     """Loss and measure over a whole set, exact: not means of batch means.
 
     - loss, loss_pc, loss_box, loss_class: `combined_loss` and its terms.
@@ -193,13 +190,13 @@ def score(outputs: Tensor, labels: Tensor, task: str) -> dict[str, float]:
     - digit_accuracy: accuracy over those that hold a digit only.
     - iou_all: mean IoU over all digits, a missed one counting as 0.
     """
-    matches = match(outputs, labels, task)
+    matches = match(outputs, labels)
     hit = matches.digit & matches.found
     digits, hits = matches.digit.sum(), hit.sum()
     overlap = (matches.iou.double() * hit).sum()
     values = torch.stack(
         [
-            *(term.double() for term in combined_loss(outputs.double(), labels.double(), task)),
+            *(term.double() for term in combined_loss(outputs.double(), labels.double())),
             matches.right.double().mean(),
             overlap / hits.clamp(min=1),
             (matches.right & matches.digit).sum() / digits.clamp(min=1).double(),
@@ -212,7 +209,7 @@ def score(outputs: Tensor, labels: Tensor, task: str) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def predict(network: nn.Module, pictures: Tensor, normal: Normalizer, batch_size: int | None = None) -> Tensor:
+def infer(network: nn.Module, pictures: Tensor, normal: Normalizer, batch_size: int | None = None) -> Tensor:
     """The network's outputs for all pictures, on the network's device; it is left in evaluation mode.
 
     batch_size: by default 512 on a GPU and 128 on a CPU, where more takes gigabytes and gains little.
@@ -229,45 +226,16 @@ def predict(network: nn.Module, pictures: Tensor, normal: Normalizer, batch_size
     )
 
 
-def evaluate(network: nn.Module, split: Any, normal: Normalizer, task: str) -> dict[str, float]:
-    """`score` of a network on a split (anything with `pictures` and `labels`)."""
-    outputs = predict(network, split.pictures, normal)
-    return score(outputs, split.labels.to(outputs.device), task)
-
-
-def select_best(runs: Sequence[Any]) -> Any:
-    """The run with the highest validation mean accuracy in its best epoch; the first of equals."""
-    if not runs:
-        raise ValueError("runs: expected at least one, found none")
-    return max(runs, key=lambda run: run.val["mean"])
-
-
-def came_apart(history: dict[str, list[float]]) -> bool:
-    """Whether training itself got worse: it ended with a higher loss on training pictures than it had in the epoch in
-    which validation loss was lowest, and with a validation loss higher by over a tenth. Overfitting is the opposite."""
-    train, val = history["train_loss"], history["val_loss"]
-    lowest = val.index(min(val))
-    return train[-1] > train[lowest] and val[-1] > 1.1 * val[lowest]
-
-
-def diagnose(run: Any) -> str:
-    """What a run's curves say about under- and overfitting, in two lines."""
-    train, val, losses = run.train["mean"], run.val["mean"], run.history["val_loss"]
-    epochs, lowest = len(losses), losses.index(min(losses)) + 1
-    said = f"{run.name}: mean {train:.4f} on training, {val:.4f} on validation pictures, gap {train - val:+.4f};\n"
-    said += f"    validation loss lowest in epoch {lowest} of {epochs}"
-    if lowest >= 0.9 * epochs:
-        return said + ": still falling, training longer would help."
-    rise = losses[-1] / losses[lowest - 1] - 1
-    if came_apart(run.history):
-        return said + f", {rise:.0%} higher in the last, and training loss rose as well: training came apart."
-    return said + f", {rise:.0%} higher in the last: " + ("overfitting." if rise > 0.1 else "hardly any overfitting.")
+def evaluate(network: nn.Module, split: Split, normal: Normalizer) -> dict[str, float]:
+    """`score` of a network on a split."""
+    outputs = infer(network, split.pictures, normal)
+    return score(outputs, split.labels.to(outputs.device))
 
 
 # ---------------------------------------------------------------------------------------------- decoding and mAP
 
 
-def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | None = None) -> list[dict[str, Tensor]]:
+def decode(outputs: Tensor, threshold: float = 0.5, nms_iou: float | None = None) -> list[dict[str, Tensor]]:
     """Outputs -> for each picture its boxes in pixels, with class and score, best first.
 
     Returns per picture {"boxes": (k, 4) `xyxy` in pixels cut to the picture, "labels": (k,) int64,
@@ -279,7 +247,7 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
     for name, value in (("threshold", threshold), ("nms_iou", 0 if nms_iou is None else nms_iou)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a number in [0, 1], found {value}")
-    check_outputs(outputs, task)
+    task = task_of_outputs(outputs)
     if not torch.isfinite(outputs).all():
         raise ValueError("outputs: expected finite numbers, found NaN or infinity")
     if task == "det":
@@ -315,19 +283,20 @@ def decode(outputs: Tensor, task: str, threshold: float = 0.5, nms_iou: float | 
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def true_boxes(labels: Tensor, task: str) -> list[dict[str, Tensor]]:
+def true_boxes(labels: Tensor) -> list[dict[str, Tensor]]:
     """Labels -> for each picture its digits as `decode` gives them, without scores."""
-    check_task(task)
-    lists = grid_to_lists(labels) if task == "det" else [label[label[:, 0] == 1] for label in labels[:, None]]
+    lists = (
+        grid_to_lists(labels) if task_of(labels) == "det" else [label[label[:, 0] == 1] for label in labels[:, None]]
+    )
     size = labels.new_tensor((WIDTH, HEIGHT, WIDTH, HEIGHT))
     return [
         {"boxes": box_convert(boxes[:, 1:5], "cxcywh", "xyxy") * size, "labels": boxes[:, 5].long()} for boxes in lists
     ]
 
 
-def on_whole_pixels(labels: Tensor, task: str) -> bool:
+def on_whole_pixels(labels: Tensor) -> bool:
     """Whether every edge of every box lies on a border between two pixels, to a thousandth of a pixel."""
-    edges = torch.cat([each["boxes"] for each in true_boxes(labels, task)])
+    edges = torch.cat([each["boxes"] for each in true_boxes(labels)])
     return bool(((edges - edges.round()).abs() < 1e-3).all())
 
 
@@ -338,7 +307,7 @@ class AveragePrecision(NamedTuple):
     precision: Tensor  # (10 IoU thresholds, 101 recall thresholds, classes), NaN where a class does not occur
 
 
-def mean_average_precision(outputs: Tensor, labels: Tensor, task: str, threshold: float = 0.01) -> AveragePrecision:
+def mean_average_precision(outputs: Tensor, labels: Tensor, threshold: float = 0.01) -> AveragePrecision:
     """Mean average precision over boxes in pixels, by torchmetrics.
 
     Every box down to the low threshold on sigmoid(pc) counts, so that the figure hangs neither on the grid nor on
@@ -348,11 +317,11 @@ def mean_average_precision(outputs: Tensor, labels: Tensor, task: str, threshold
 
     metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", extended_summary=True)
     metric.warn_on_many_detections = False
-    truth = true_boxes(labels.cpu(), task)
-    metric.update(decode(outputs.cpu(), task, threshold), truth)
+    truth = true_boxes(labels.cpu())
+    metric.update(decode(outputs.cpu(), threshold), truth)
     classes = torch.cat([each["labels"] for each in truth]).unique().tolist()
     found = metric.compute()
-    precision = torch.full((10, 101, CLASSES[task]), torch.nan)
+    precision = torch.full((10, 101, CLASSES[task_of(labels)]), torch.nan)
     # torchmetrics counts only the classes that occur among labels and predictions, in order.
     for place, category in enumerate(found["classes"].reshape(-1).tolist()):
         if category in classes:
@@ -365,214 +334,22 @@ def mean_average_precision(outputs: Tensor, labels: Tensor, task: str, threshold
     return AveragePrecision(scores, precision)
 
 
-# ---------------------------------------------------------------------------------------------- results
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, and the device they were computed with."""
-    if torch.cuda.is_available():
-        device = f"one {torch.cuda.get_device_name()}"
-    else:
-        device = f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "device": device,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
-    """Put a task's results into results.json in the folder; the other task's stay as they are."""
-    path = Path(folder) / "results.json"
-    everything = json.loads(path.read_text()) if path.exists() else {}
-    everything[task] = results
-    write_whole(path, lambda file: file.write((json.dumps(everything, indent=1, sort_keys=True) + "\n").encode()))
-
-
-# Published test figures, to set beside ours: [name, accuracy, IoU, mean]. They are of the course's own files, and the
-# reference's accuracy counts a missed digit as right. The reference is the course's submission with the networks of
-# models.py; the best of the others is, figure by figure, the best of fourteen public submissions.
-PUBLISHED = {
-    "loc": [
-        ("reference submission: SkreNet, 60 epochs", 0.926364, 0.726757, 0.82656),
-        ("best of fourteen public submissions, over pictures with a digit", 0.9353, 0.7127, 0.8168),
-    ],
-    "det": [
-        ("reference submission: SkreNet2, 60 epochs", 0.876732, 0.780962, 0.828847),
-        ("best of fourteen public submissions, over cells with a digit", 0.9672, 0.7715, 0.8684),
-    ],
-}
-
-# Beside them for detection: [name, mAP@[.50:.95], mAP@.50, mAP@.75], again figure by figure the best of the fourteen.
-PUBLISHED_MAP = ("best of fourteen public submissions", 0.5363, 0.9394, 0.5735)
-
-
-def results_table(task: str, results: dict[str, Any]) -> str:
-    """A task's test scores beside the published ones, as a Markdown table; `results` as `training.summarize` gives."""
-    test, chosen = results["test"], results["networks"][results["selected"]]
-    name, reference = results["reference"]["network"], results["reference"]["test"]
-    whole = "pictures" if task == "loc" else "cells"
-    names = ("accuracy", "iou", "mean") + (("map", "map50", "map75") if task == "det" else ())
-    about = f"{chosen['best_epoch']} of {chosen['epochs']} epochs, {results['pictures']['train']:,} pictures"
-    epochs = results["networks"][name]["epochs"]
-    rows = [
-        (f"**this run: {results['selected']}**, {about}", *(test[name] for name in names)),
-        (f"the same, over {whole} with a digit only, a miss as IoU 0", test["digit_accuracy"], test["iou_all"]),
-        (f"the reference's best network here, {name}, {epochs} epochs", *(reference[name] for name in names)),
-        *PUBLISHED[task],
-    ]
-    if task == "det":
-        rows[-1] += PUBLISHED_MAP[1:]
-    header = ("test set", "detection & class accuracy", "box accuracy (IoU)", "mean accuracy")
-    header += ("mAP@[.50:.95]", "mAP@.50", "mAP@.75") if task == "det" else ()
-    return markdown_table(header, [(*row, *[""] * (len(header) - len(row))) for row in rows])
-
-
-def compare_runs(runs: Sequence[Any], best: Any) -> str:
-    """The scores of several networks, each in its best epoch, as a Markdown table with the chosen one marked."""
-    names = ("accuracy", "digit_accuracy", "iou", "iou_all", "mean")
-    rows = [
-        (
-            f"**{run.name}**, selected" if run is best else run.name,
-            str(run.best_epoch),
-            run.train["mean"],
-            *(run.val[name] for name in names),
-        )
-        for run in runs
-    ]
-    header = ("network", "best epoch", "training mean", "validation accuracy", "where there is a digit")
-    return markdown_table((*header, "IoU", "IoU, a miss as 0", "mean"), rows)
-
-
-def training_table(results: dict[str, Any]) -> str:
-    """How every network of a task was trained, how long that took, and what came of it, as a Markdown table."""
-    rows = [
-        (
-            f"**{name}**" if name == results["selected"] else name,
-            run["parameters"],
-            run["pictures"],
-            run["epochs"],
-            f"{run['seconds'] / 60:.1f}",
-            run["val"]["accuracy"],
-            run["val"]["iou"],
-            run["val"]["mean"],
-        )
-        for name, run in results["networks"].items()
-    ]
-    header = ("network", "parameters", "training pictures", "epochs", "minutes", "validation accuracy", "IoU", "mean")
-    return markdown_table(header, rows)
-
-
-def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Trials as `training.try_out` gives them, as a Markdown table: validation scores, with their range where there
-    is more than one seed, and what each change has brought: to the row above, and a row that was merely tried to the
-    last one that was kept."""
-    lines, before = [], None
-    for row in rows:
-        means = [scores["mean"] for scores in row["seeds"]]
-        mean = sum(means) / len(means)
-        line = [row["name"], len(means)]
-        line += [sum(scores[name] for scores in row["seeds"]) / len(means) for name in ("accuracy", "iou")]
-        line += [mean, f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else ""]
-        lines.append((*line, f"{mean - before:+.4f}" if before is not None else ""))
-        if not row["name"].startswith("tried"):
-            before = mean
-    header = ("recipe", "seeds", "validation accuracy", "IoU", "mean", "over the seeds", "change")
-    return markdown_table(header, lines)
-
-
-def comparison_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Validation means of every network with either recipe, as a Markdown table: what the recipe brings along a row,
-    what the network brings down a column."""
-    means = {(row["network"], row["name"]): row["seeds"][0]["mean"] for row in rows}
-    lines = []
-    for name, pictures in {row["network"]: row["pictures"] for row in rows}.items():
-        old, new = means[name, "reference"], means[name, "new"]
-        lines.append((name, pictures, old, new, f"{new - old:+.4f}"))
-    header = ("network", "training pictures", "mean, reference's recipe", "mean, new recipe", "difference")
-    return markdown_table(header, lines)
-
-
-def study_tables(study: dict[str, Any] | None, published: dict[str, Any] | None) -> str:
-    """Both tables of a comparison of recipes, in Markdown, with what they were trained on; without a study those of
-    the published one, if there is one."""
-    said = ""
-    if study is None:
-        study = published
-        if study is None:
-            return "*This profile makes no comparison of recipes, and none is published.*"
-        said = "*This profile makes no comparison of recipes; this is that of the published run.*\n\n"
-    first = study["ablation"][0]
-    size = f"{first['pictures']:,} training pictures, {first['epochs']} epochs, scores on the validation pictures"
-    return (
-        f"{said}**One change at a time** ({size}; the mean over the seeds)\n\n{ablation_table(study['ablation'])}\n\n"
-        f"**Network and recipe** (the same size)\n\n{comparison_table(study['comparison'])}"
-    )
-
-
-def print_scores(run: Any, test: dict[str, float]) -> None:
-    """The block that ends both notebooks' story: the chosen network and its scores on the test set."""
-    lines = [
-        ("network", run.name),
-        ("epoch", run.best_epoch),
-        ("validation mean accuracy", run.val["mean"]),
-        ("test: detection & class accuracy", test["accuracy"]),
-        ("test: box accuracy (IoU)", test["iou"]),
-        ("test: mean accuracy", test["mean"]),
-        ("test: accuracy where there is a digit", test["digit_accuracy"]),
-        ("test: IoU, a missed digit as 0", test["iou_all"]),
-    ]
-    names = {"map": "mAP@[.50:.95]", "map50": "mAP@.50", "map75": "mAP@.75"}
-    for name, value in test.items():
-        if name.startswith("map"):
-            lines.append((f"test: {names.get(name, f'AP@[.50:.95] of class {name[-1]}')}", value))
-    for name, value in lines:
-        print(f"{name:40s}{value:.4f}" if isinstance(value, float) else f"{name:40s}{value}")
-
-
-def headline(results: dict[str, Any], task: str) -> str:
-    """The result in a few lines of Markdown: the table, and how large a run it comes from."""
-    source = {
-        "course": "the course's files",
-        "mnist": "pictures made from MNIST",
-        "digits": "pictures made from scikit-learn's digits",
-    }
-    said = f"Profile `{results['profile']}` on {source[results['source']]}, {results['versions']['device']}."
-    if results["profile"] != "full":
-        said += (
-            " **This is not the full run** of 60 epochs over all pictures, with which the published figures compare."
-        )
-    return f"{results_table(task, results)}\n\n{said}"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown: texts to the left, numbers to the right, fractions with four decimals."""
-
-    def cell(value: Any) -> str:
-        return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-    sides = ["---:" if rows and isinstance(value, (int, float)) else "---" for value in (rows[0] if rows else header)]
-    lines = [header, sides, *([cell(value) for value in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 # ---------------------------------------------------------------------------------------------- plotting
 
 TRUE, PREDICTED = "#ff4d4d", "#2e9bff"  # red and blue, both readable on grey noise
 TRAINING, VALIDATION = "tab:orange", "tab:purple"
+PAGE = 12.0  # inches across, which the report shows at 7: letters of 13 points come out at 7.6
 
 
 def set_style() -> None:
     """Fonts that stay readable when a figure is shown at half its size."""
     plt.rcParams.update(
         {
-            "font.size": 14,
-            "axes.titlesize": 15,
-            "axes.labelsize": 14,
-            "legend.fontsize": 13,
-            "figure.titlesize": 17,
+            "font.size": 13,
+            "axes.titlesize": 14,
+            "axes.labelsize": 13,
+            "legend.fontsize": 12.5,
+            "figure.titlesize": 15,
             "figure.dpi": 72,  # what a notebook stores; files are written with more
             "figure.constrained_layout.use": True,
             "axes.spines.top": False,
@@ -584,7 +361,7 @@ def set_style() -> None:
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
     """Write a figure to `folder/name.png`, and return it for the notebook to show."""
-    write_whole(
+    atomic_write(
         Path(folder) / f"{name}.png",
         lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None}),
     )
@@ -592,7 +369,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
     return figure
 
 
-def pick_examples(labels: Tensor, task: str, per_class: int) -> Tensor:
+def pick_examples(labels: Tensor, per_class: int) -> Tensor:
     """Indices of the first `per_class` pictures that show each class, class by class, and then of those that are
     empty, if any; a picture is picked once."""
     rows = labels.reshape(len(labels), -1, 6)
@@ -645,32 +422,29 @@ def _draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool, 
     )  # fmt: skip
 
 
-def draw_boxes(
-    pictures: Tensor, labels: Tensor, task: str, outputs: Tensor | None = None, columns: int = 6, title: str = ""
-) -> Figure:
-    """Pictures with their true boxes and classes in red and, if outputs are given, the predicted ones in blue.
-
-    pictures (N, 1, 48, 60), labels and outputs as everywhere. Above each picture stands the IoU, or what is wrong.
-    """
-    labels = labels.cpu()
-    truth = true_boxes(labels, task)
-    guesses = decode(outputs.cpu().float(), task) if outputs is not None else [None] * len(pictures)
-    notes = _notes(outputs.cpu().float(), labels, task) if outputs is not None else None
-    rows = math.ceil(len(pictures) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(14, 14 / columns * 0.92 * rows + 0.9), squeeze=False)
-    for axis in axes.flat[len(pictures) :]:
+def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6, title: str = "") -> Figure:
+    """Pictures with their true boxes and classes in red and, if outputs are given, the predicted ones in blue. Above
+    each picture stands the IoU, or what is wrong."""
+    truth = true_boxes(split.labels)
+    guesses, notes = [None] * len(split), None
+    if outputs is not None:
+        outputs = outputs.cpu().float()
+        guesses, notes = decode(outputs), _notes(outputs, split.labels)
+    rows = math.ceil(len(split) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(PAGE, PAGE / columns * 0.92 * rows + 0.9), squeeze=False)
+    for axis in axes.flat[len(split) :]:
         axis.axis("off")
-    for number, axis in enumerate(axes.flat[: len(pictures)]):
-        _show_picture(axis, pictures[number])
+    for number, axis in enumerate(axes.flat[: len(split)]):
+        _show_picture(axis, split.pictures[number])
         for box, category in zip(*truth[number].values(), strict=True):
             _draw_box(axis, box, str(category.item()), TRUE, below=False)
         if guesses[number] is not None:
             for box, category in zip(guesses[number]["boxes"], guesses[number]["labels"], strict=True):
                 _draw_box(axis, box, str(category.item()), PREDICTED, below=True)
         if notes is not None:
-            axis.set_title(textwrap.fill(notes[number], 132 // columns), fontsize=13)  # as wide as the picture
+            axis.set_title(textwrap.fill(notes[number], 120 // columns), fontsize=12)  # as wide as the picture
         elif not len(truth[number]["labels"]):
-            axis.set_title("no digit", fontsize=13)
+            axis.set_title("no digit", fontsize=12)
     handles = [Rectangle((0, 0), 1, 1, color=TRUE, label="true")]
     if outputs is not None:
         handles.append(Rectangle((0, 0), 1, 1, color=PREDICTED, label="predicted"))
@@ -692,15 +466,15 @@ def draw_found(picture: Tensor, boxes: Tensor, texts: Sequence[str]) -> Figure:
     return figure
 
 
-def _notes(outputs: Tensor, labels: Tensor, task: str) -> list[str]:
+def _notes(outputs: Tensor, labels: Tensor) -> list[str]:
     """For each picture what came of it, in two or three words."""
-    matches = match(outputs, labels, task)
+    matches = match(outputs, labels)
     per_picture = [values.reshape(len(labels), -1) for values in matches]
     notes = []
     for digit, found, category, true_category, iou in zip(*per_picture, strict=True):
         wrong = (digit & found & (category != true_category)).sum()
         parts = [
-            f"{count} {what}" if task == "det" else what
+            f"{count} {what}" if labels.ndim == 4 else what
             for count, what in (
                 ((digit & ~found).sum(), "missed"),
                 ((found & ~digit).sum(), "false alarm"),
@@ -716,16 +490,11 @@ def _notes(outputs: Tensor, labels: Tensor, task: str) -> list[str]:
 
 
 def plot_history(run: Any) -> Figure:
-    """One network's run: loss, and accuracy and IoU, training and validation, with the best epoch marked."""
+    """One network's run: loss, accuracy and IoU on training and validation pictures, the best epoch marked."""
     history = run.history
     epochs = range(1, len(history["val_mean"]) + 1)
-    figure, axes = plt.subplots(1, 4, figsize=(18, 4.6))
-    panels = (
-        ("loss", "loss"),
-        ("accuracy", "detection & class accuracy"),
-        ("iou", "box accuracy (IoU)"),
-        ("mean", "mean"),
-    )
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 3.7))
+    panels = (("loss", "loss"), ("accuracy", "detection & class accuracy"), ("iou", "box accuracy (IoU)"))
     for axis, (name, title) in zip(axes, panels, strict=True):
         for part, label, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
             axis.plot(epochs, history[f"{part}_{name}"], color=colour, label=label, marker="o", markersize=3)
@@ -741,13 +510,13 @@ def plot_history(run: Any) -> Figure:
 
 def plot_comparison(runs: Sequence[Any]) -> Figure:
     """Validation accuracy, IoU and mean of several runs over each other."""
-    figure, axes = plt.subplots(1, 3, figsize=(18, 5.2), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 4), sharey=True)
     panels = (("accuracy", "detection & class accuracy"), ("iou", "box accuracy (IoU)"), ("mean", "mean accuracy"))
     for axis, (name, title) in zip(axes, panels, strict=True):
         for number, run in enumerate(runs):
             values = run.history[f"val_{name}"]
             axis.plot(range(1, len(values) + 1), values, color=f"C{number}", label=run.name, marker="o", markersize=3)
-            axis.plot(run.best_epoch, values[run.best_epoch - 1], "*", color=f"C{number}", markersize=17)
+            axis.plot(run.best_epoch, values[run.best_epoch - 1], "*", color=f"C{number}", markersize=14)
         axis.set(title=title, xlabel="epoch", ylim=(0, 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("on validation pictures")
@@ -756,16 +525,15 @@ def plot_comparison(runs: Sequence[Any]) -> Figure:
     return figure
 
 
-def plot_labels(splits: Any) -> Figure:
+def plot_labels(splits: Splits) -> Figure:
     """Classes in the three splits; sizes and centres of the training boxes, in pixels."""
-    check_task(splits.task)
     digits = {}
     for name in ("train", "val", "test"):
-        found = true_boxes(getattr(splits, name).labels, splits.task)
+        found = true_boxes(getattr(splits, name).labels)
         boxes, classes = (torch.cat([each[key] for each in found]) for key in ("boxes", "labels"))
         empty = sum(not len(each["labels"]) for each in found)
         digits[name] = boxes, classes, empty
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(18, 5.2), width_ratios=(1.25, 1, 1.1))
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 4), width_ratios=(1.25, 1, 1.1))
     names = sorted(set(digits["train"][1].tolist()))
     for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
         _, classes, empty = digits[name]
@@ -797,9 +565,9 @@ def plot_grid(picture: Tensor, label: Tensor) -> Figure:
 
     picture (1, 48, 60), label (2, 3, 6).
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5.4), width_ratios=(1, 1.25))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 4.6), width_ratios=(1, 1.25))
     _show_picture(left, picture)
-    truth = true_boxes(label[None], "det")[0]
+    truth = true_boxes(label[None])[0]
     for box, category in zip(*truth.values(), strict=True):
         _draw_box(left, box, str(category.item()), TRUE, below=False)
         left.plot(*((box[:2] + box[2:]) / 2).tolist(), "+", color=TRUE, markersize=14, markeredgewidth=2.5)
@@ -819,16 +587,16 @@ def plot_grid(picture: Tensor, label: Tensor) -> Figure:
             )
         right.text(
             (column + 0.5) * WIDTH / COLUMNS, (row + 0.5) * HEIGHT / ROWS, text,
-            ha="center", va="center", color="black" if pc else "grey", fontsize=13,
+            ha="center", va="center", color="black" if pc else "grey", fontsize=12,
         )  # fmt: skip
     left.set_title("picture, grid, boxes and their centres")
     right.set_title("labels of the six cells, in units of the cell")
     return figure
 
 
-def plot_digits_per_picture(splits: Any) -> Figure:
+def plot_digits_per_picture(splits: Splits) -> Figure:
     """Detection: how many digits a picture holds, and how often each cell holds one."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 4.6))
     for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
         counts = getattr(splits, name).labels[..., 0].sum((1, 2)).long().bincount(minlength=5)
         bars = left.bar(np.arange(5) + (number - 1) * 0.27, (counts / counts.sum()).numpy(), 0.27, label=label)
@@ -853,7 +621,7 @@ def plot_digits_per_picture(splits: Any) -> Figure:
 
 def plot_precision_recall(average: AveragePrecision, title: str) -> Figure:
     """Precision against recall of each class, at three of COCO's IoU thresholds."""
-    figure, axes = plt.subplots(1, average.precision.shape[2], figsize=(14, 5), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, average.precision.shape[2], figsize=(PAGE, 5), sharey=True, squeeze=False)
     recall = np.linspace(0, 1, 101)
     for category, axis in enumerate(axes[0]):
         for place, iou in ((0, 0.5), (5, 0.75), (8, 0.9)):
@@ -882,9 +650,9 @@ def failures(matches: Matches) -> dict[str, Tensor]:
     }
 
 
-def plot_pixels(splits: Any, normal: Normalizer) -> Figure:
+def plot_pixels(splits: Splits, normal: Normalizer) -> Figure:
     """Distribution of pixel values in the three splits, before and after normalization."""
-    figure, axes = plt.subplots(1, 2, figsize=(14, 4.4))
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 4.4))
     for name, label in (("train", "training"), ("val", "validation"), ("test", "test")):
         pictures = getattr(splits, name).pictures[:4096]
         style = {"bins": 64, "histtype": "step", "density": True, "label": label, "linewidth": 2}
@@ -906,16 +674,15 @@ def confusion(matches: Matches, classes: int) -> Tensor:
 def plot_confusion(matrix: Tensor, title: str) -> Figure:
     """A confusion matrix with its counts; colours are shares of the row."""
     names = [*map(str, range(len(matrix) - 1)), "none"]
-    figure, axis = plt.subplots(figsize=(9.5, 8.4))
+    figure, axis = plt.subplots(figsize=(8, 7.4))
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    image = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix.numpy()):
         colour = "white" if shares[row, column] > 0.5 else "black" if count else "#bbbbbb"
         axis.text(column, row, f"{count}", ha="center", va="center", fontsize=12, color=colour)
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names)
     axis.set(title=title, xlabel="predicted", ylabel="true")
-    figure.colorbar(image, label="share of the true class", shrink=0.8)
     return figure
 
 
@@ -957,7 +724,7 @@ def per_class(matches: Matches, classes: int) -> list[dict[str, Any]]:
 
 def plot_per_class(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Accuracy and IoU of every class, as `per_class` gives them."""
-    figure, axis = plt.subplots(figsize=(14, 4.8))
+    figure, axis = plt.subplots(figsize=(PAGE, 4.8))
     place = np.arange(len(rows))
     for shift, key, label in ((-0.2, "accuracy", "detection & class accuracy"), (0.2, "iou", "IoU, where found")):
         values = [row[key] or 0.0 for row in rows]
@@ -969,9 +736,9 @@ def plot_per_class(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def plot_by_size(matches: Matches, labels: Tensor, task: str) -> Figure:
+def plot_by_size(matches: Matches, labels: Tensor) -> Figure:
     """Share of digits found and IoU of those found, against the true box's size (square root of its area)."""
-    size = torch.where(matches.digit, _box_sizes(labels, task), 0.0)
+    size = torch.where(matches.digit, _box_sizes(labels), 0.0)
     edges = np.arange(6, 36, 3)
     middles, found, iou, spread = [], [], [], []
     for low, high in itertools.pairwise(edges):
@@ -993,8 +760,8 @@ def plot_by_size(matches: Matches, labels: Tensor, task: str) -> Figure:
     return figure
 
 
-def _box_sizes(labels: Tensor, task: str) -> Tensor:
+def _box_sizes(labels: Tensor) -> Tensor:
     """Square root of the area of every row's box, in pixels, (M,)."""
     rows = labels.reshape(-1, 6)
-    cell = (WIDTH / COLUMNS) * (HEIGHT / ROWS) if task == "det" else WIDTH * HEIGHT
+    cell = (WIDTH / COLUMNS) * (HEIGHT / ROWS) if task_of(labels) == "det" else WIDTH * HEIGHT
     return (rows[:, 3] * rows[:, 4] * cell).clamp(min=0).sqrt()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,15 +30,27 @@ class Split:
     pictures: Tensor  # (N, 1, 48, 60), uint8 for made data and float32 in [0, 1] for the course's
     labels: Tensor  # float32, (N, 6) for "loc" and (N, 2, 3, 6) for "det", see data/labels.py
     lists: list | None = None  # "det": per picture its boxes in fractions of the picture, (k, 6) or k times (6,)
-    digits: Tensor | None = None  # made data: which digit of the source each drawn digit is
+    digits: Tensor | None = None  # made data: (N,) or (N, 2, 3), which of the source's digits it is, -1 where none is
+
+    @property
+    def task(self) -> str:
+        """ "loc" or "det"."""
+        return labels.task_of(self.labels)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def head(self, count: int) -> "Split":
-        """The first `count` pictures, all where there are fewer."""
-        lists = self.lists[:count] if self.lists is not None else None
-        return Split(self.pictures[:count], self.labels[:count], lists)
+    def __getitem__(self, index: int | slice | list | Tensor) -> "Split":
+        """The pictures that `index` chooses: one, a slice, or a list or tensor of numbers or of True and False."""
+        index = [index] if isinstance(index, int) else index
+        numbers = torch.arange(len(self))[index].tolist()
+        lists = [self.lists[number] for number in numbers] if self.lists is not None else None
+        digits = self.digits[index] if self.digits is not None else None
+        return Split(self.pictures[index], self.labels[index], lists, digits)
+
+    def to(self, device: torch.device) -> "Split":
+        """The same with pictures and labels on a device."""
+        return replace(self, pictures=self.pictures.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,12 @@ class Splits:
     train: Split
     val: Split
     test: Split
-    task: str
     source: str  # "course", "mnist" or "digits"
+
+    @property
+    def task(self) -> str:
+        """ "loc" or "det"."""
+        return self.train.task
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,13 +83,13 @@ def load(
     source: str | None = None,
     sizes: tuple[int, int, int] | None = None,
     folder: Path = FOLDER,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Splits:
     """Load, or make, the pictures and labels of a task.
 
     task: "loc" or "det". source: "course", "mnist" or "digits"; by default what the environment variable DATA_SOURCE
     names, else the first of them that is there. sizes: how many training, validation and test pictures, by default
-    the course's. folder: where the course's files, `MNIST/raw` and the made pictures are. `say` is told which source
+    the course's. folder: where the course's files, `MNIST/raw` and the made pictures are. `log` is told which source
     was taken, and why.
 
     Raises ValueError for an unknown task or source, DataError (a ValueError) for files that are not what they should
@@ -88,15 +104,15 @@ def load(
         raise ValueError(f"sizes: expected three numbers of pictures above 0, found {sizes}")
     folder = Path(folder)
     if source == "course" or (source is None and sources.course_is_there(folder, task)):
-        say(f"data: the course's files in {folder.name}/")
+        log(f"data: the course's files in {folder.name}/")
         return _load_course(folder, task, sizes)
     if source == "mnist" or source is None:
         if sources.mnist_is_there(folder):
-            say("data: pictures made from MNIST's digits")
+            log("data: pictures made from MNIST's digits")
             return _load_made(sources.load_mnist(folder), "mnist", folder, task, sizes)
         if source == "mnist":
             raise DataError(f"{folder / 'MNIST' / 'raw'}: no MNIST files, and no download without internet")
-    say("data: pictures made from scikit-learn's digits" + ("" if source else " (no course files, no MNIST)"))
+    log("data: pictures made from scikit-learn's digits" + ("" if source else " (no course files, no MNIST)"))
     return _load_made(sources.load_digits(), "digits", folder, task, sizes)
 
 
@@ -111,8 +127,8 @@ def _load_course(folder: Path, task: str, sizes: tuple[int, ...]) -> Splits:
             if not same_digits(grid, targets):
                 pictures_file = sources.COURSE_FILES[task]["pictures"].format(name)
                 raise DataError(f"{path}: not the same digits as in {pictures_file}")
-        splits.append(Split(pictures, targets, lists).head(size))
-    return Splits(*splits, task, "course")
+        splits.append(Split(pictures, targets, lists)[:size])
+    return Splits(*splits, "course")
 
 
 def same_digits(first: Tensor, second: Tensor) -> bool:
@@ -140,7 +156,7 @@ def _load_made(digits: sources.Digits, source: str, folder: Path, task: str, siz
         part = stored[name]
         lists = list(part["boxes"].split(part["per_picture"].tolist())) if task == "det" else None
         splits.append(Split(part["pictures"], part["labels"], lists, part["digits"]))
-    return Splits(*splits, task, source)
+    return Splits(*splits, source)
 
 
 def _make(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> dict[str, dict[str, Tensor]]:
@@ -159,7 +175,8 @@ def _make(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> dict[str
         pictures, classes, original = (values[pool] for values in chosen[part])
         seed = [SEED, 1, list(labels.CLASSES).index(task), number]
         pictures, targets, lists, used = perturb.make_pictures(pictures, classes, task, sizes[number], seed)
-        made[name] = {"pictures": pictures, "labels": targets, "digits": original[used]}
+        used = torch.where(used < 0, -1, original[used])
+        made[name] = {"pictures": pictures, "labels": targets, "digits": used}
         if task == "det":
             made[name]["boxes"] = torch.cat(lists)
             made[name]["per_picture"] = torch.tensor([len(boxes) for boxes in lists])

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import pickle
-import platform
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 class DataError(ValueError):
@@ -35,7 +30,7 @@ class SaveError(OSError):
 
 
 class InUse(RuntimeError):
-    """Another process holds a lock; the message is what that process wrote about itself."""
+    """Another process holds a lock."""
 
 
 class _Watched:
@@ -59,7 +54,7 @@ class _Watched:
         return getattr(self.file, name)
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None], keep: Path | None = None) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], None], keep: Path | None = None) -> None:
     """Write a file so that at every moment, a power cut included, it is the old one or the new one.
 
     `write` gets a binary file open for writing; its errors go through, and leave the old file as it was. With `keep`
@@ -110,49 +105,32 @@ def remove_leftovers(folder: Path, older_than: float) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
-    """Hold a lock that no other process can hold at the same time, nor another thread of this one. It ends with the
-    process, however that ends. Yields whether there is such a lock: Windows has no flock, some network file systems
-    have none either, and in a read-only folder there is no file for it.
+    """Hold a lock that nobody else can hold at the same time, in this process or another. It ends with the process,
+    however that ends. Yields whether there is such a lock: some network drives have none, and in a read-only folder
+    there is no file for it.
 
-    path: a file for the lock, made where there is none and never removed, for another process may be about to lock it.
-    patience: how many seconds to wait for a process that holds it. Raises InUse after that.
+    path: a file for the lock, made where there is none. patience: how many seconds to wait for who holds it. Raises
+    InUse after that.
     """
-    path = Path(path)
-    file = None
+    # A soft lock, filelock's substitute where there is no real one, would outlive a killed process.
+    held = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = open(path, "a+b", buffering=0)  # noqa: SIM115
-        yield file is not None and _take(file, patience)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=patience, poll_interval=0.1)
+    except Timeout:
+        raise InUse(f"{path}: held by another process") from None
+    except (OSError, NotImplementedError):
+        yield False
+        return
+    try:
+        yield True
     finally:
-        if file is not None:
-            file.close()
-
-
-def _take(file: BinaryIO, patience: float) -> bool:
-    until = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                return False
-        else:
-            break
-        if time.monotonic() >= until:
-            file.seek(0)
-            raise InUse(file.read(200).decode(errors="replace"))
-        time.sleep(0.1)
-    with contextlib.suppress(OSError):  # a full disk does not matter here
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}".encode())
-    return True
+        held.release()
 
 
 def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
-    """Save tensors, and plain lists and dicts of them and of numbers and strings. `keep`, and errors: `write_whole`."""
-    write_whole(path, lambda file: torch.save(value, file), keep)
+    """Save tensors, and plain lists and dicts of them and of numbers and strings. The rest as in `atomic_write`."""
+    atomic_write(path, lambda file: torch.save(value, file), keep)
 
 
 # A system's word for "not now" rather than for "not such a file": a drive that is away, or rights that are missing.
@@ -206,9 +184,11 @@ def _check_archive(path: Path) -> None:
         unpacked, length = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
         if unpacked > length:
             raise DataError(f"{path}: damaged or refused, its {length:,} bytes claim to unpack to {unpacked:,}")
-        damaged = archive.testzip()
+        # Of an entry that is marked as a folder torch reads nothing: its numbers would be whatever the memory holds.
+        folders = [entry.filename for entry in archive.infolist() if entry.external_attr & 0x10 and not entry.is_dir()]
+        damaged = folders[0] if folders else archive.testzip()
     if damaged is not None:
-        raise DataError(f"{path}: damaged, the checksum of {damaged} is wrong")
+        raise DataError(f"{path}: damaged, its part {damaged} is not what was written")
 
 
 # Values of a file may be the same object, or tensors share their numbers, so that going through them takes longer than
@@ -256,7 +236,7 @@ _CHECKSUM = b"sha256:"  # with the digest after it, behind the pickle's end, whe
 def save_pickle(path: Path, value: Any) -> None:
     """Pickle a value made of plain dicts, lists, numbers and strings, with a checksum behind it."""
     content = pickle.dumps(value, protocol=4)
-    write_whole(path, lambda file: file.write(content + _CHECKSUM + hashlib.sha256(content).digest()))
+    atomic_write(path, lambda file: file.write(content + _CHECKSUM + hashlib.sha256(content).digest()))
 
 
 class _PlainUnpickler(pickle._Unpickler):  # in Python, for the one in C can be made to take all memory

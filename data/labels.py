@@ -30,6 +30,14 @@ def check_task(task: str) -> None:
         raise ValueError(f'task: expected "loc" or "det", found {task!r}')
 
 
+def task_of(labels: Tensor) -> str:
+    """The task that labels belong to, by their shape: "loc" for (N, 6), "det" for (N, 2, 3, 6). Raises ValueError."""
+    for task, shape in (("loc", (6,)), ("det", (ROWS, COLUMNS, 6))):
+        if tuple(labels.shape[1:]) == shape:
+            return task
+    raise ValueError(f"labels: expected shape (N, 6) or (N, {ROWS}, {COLUMNS}, 6), found {tuple(labels.shape)}")
+
+
 def _first(wrong: Tensor) -> int:
     """Index of the first picture for which anything is wrong."""
     return int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])

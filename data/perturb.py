@@ -58,27 +58,27 @@ def _blur_matrix(size: int, sigma: float) -> Tensor:
     return matrix
 
 
-def make_noise(count: int, noise: Noise, random: np.random.Generator) -> Tensor:
+def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
     """Backgrounds without digits, (count, 48, 60) float32 in [0, 1]."""
     z = torch.zeros(count, HEIGHT, WIDTH)
     for sigma, share in noise.shares:
         rows, columns = (_blur_matrix(size, sigma) for size in (HEIGHT, WIDTH)) if sigma else (None, None)
         shape = (rows.shape[1], columns.shape[1]) if sigma else (HEIGHT, WIDTH)
-        white = torch.from_numpy(random.standard_normal((count, *shape), dtype=np.float32))
+        white = torch.from_numpy(rng.standard_normal((count, *shape), dtype=np.float32))
         # Noise wider than the picture, so that blurring has no border.
         z += math.sqrt(share) * (rows @ white @ columns.T if sigma else white)
     return z.mul_(noise.std).add_(noise.mean).clamp_(0, 1)
 
 
-def warp_digits(digits: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+def warp_digits(digits: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Turn, scale and brighten digits (M, 28, 28) in [0, 1].
 
     Returns canvases (M, 56, 56) in [0, 1] and the tight boxes on them, (M, 4) integers [top, left, height, width].
     """
     count = len(digits)
-    angle = np.deg2rad(random.uniform(-ROTATION, ROTATION, count))
-    scale = random.uniform(*SCALE, count)
-    aspect = np.exp(random.uniform(-ASPECT, ASPECT, count))
+    angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, count))
+    scale = rng.uniform(*SCALE, count)
+    aspect = np.exp(rng.uniform(-ASPECT, ASPECT, count))
     cos, sin = np.cos(angle), np.sin(angle)
     # grid_sample asks where each canvas point comes from: the inverse, first turned back, then scaled back.
     inverse = np.stack((cos / (scale * aspect), sin / (scale * aspect), -sin * aspect / scale, cos * aspect / scale))
@@ -104,7 +104,7 @@ def _extent(used: Tensor, axis: int) -> Tensor:
     return torch.stack((first, count), 1)
 
 
-def _place(sizes: np.ndarray, per_picture: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _place(sizes: np.ndarray, per_picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Place every picture's boxes uniformly, all anew until none overlap and no two centres share a cell.
 
     sizes: (P, 4, 2) height and width, per_picture: (P,) how many of the four count.
@@ -114,7 +114,7 @@ def _place(sizes: np.ndarray, per_picture: np.ndarray, random: np.random.Generat
     pending = np.arange(len(sizes))
     for _ in range(ATTEMPTS):
         size = sizes[pending]
-        corner = np.floor(random.random(size.shape) * (np.array((HEIGHT, WIDTH)) - size + 1)).astype(sizes.dtype)
+        corner = np.floor(rng.random(size.shape) * (np.array((HEIGHT, WIDTH)) - size + 1)).astype(sizes.dtype)
         corners[pending] = corner
         middle = 2 * corner + size  # twice the centre, an integer
         row, column = middle[..., 0] * ROWS // (2 * HEIGHT), middle[..., 1] * COLUMNS // (2 * WIDTH)
@@ -137,8 +137,8 @@ def _place(sizes: np.ndarray, per_picture: np.ndarray, random: np.random.Generat
 
 def _make_chunk(digits: Tensor, per_picture: np.ndarray, noise: Noise, seed: list[int]) -> tuple[Tensor, Tensor]:
     """Pictures (P, 48, 60) uint8, and each digit's box (M, 4) [x, y, w, h] in fractions of the picture."""
-    random = np.random.default_rng(seed)
-    pictures = make_noise(len(per_picture), noise, random)
+    rng = np.random.default_rng(seed)
+    pictures = make_noise(len(per_picture), noise, rng)
     owner = np.repeat(np.arange(len(per_picture)), per_picture)
     slot = np.arange(len(owner)) - np.repeat(np.cumsum(per_picture) - per_picture, per_picture)
     canvas, box, corner = torch.empty(len(owner), CANVAS, CANVAS), torch.empty(len(owner), 4, dtype=torch.long), None
@@ -146,10 +146,10 @@ def _make_chunk(digits: Tensor, per_picture: np.ndarray, noise: Noise, seed: lis
     pending = per_picture > 0
     while pending.any():
         todo = torch.from_numpy(pending[owner])
-        canvas[todo], box[todo] = warp_digits(digits[todo], random)
+        canvas[todo], box[todo] = warp_digits(digits[todo], rng)
         sizes = np.zeros_like(corners)
         sizes[owner, slot] = box[:, 2:].numpy()
-        corners[pending], succeeded = _place(sizes[pending], per_picture[pending], random)
+        corners[pending], succeeded = _place(sizes[pending], per_picture[pending], rng)
         # Four large digits may not fit at all; such a picture's digits are warped anew.
         pending[pending] = ~succeeded
     corner = torch.from_numpy(corners[owner, slot])
@@ -176,7 +176,7 @@ def _move(canvas: Tensor, start: Tensor, corner: Tensor) -> Tensor:
     return moved * valid
 
 
-def _digits_per_picture(task: str, pictures: int, pool: int, random: np.random.Generator) -> np.ndarray:
+def _digits_per_picture(task: str, pictures: int, pool: int, rng: np.random.Generator) -> np.ndarray:
     """(pictures,) how many digits each picture holds, shuffled; from `pool` different digits."""
     if task == "loc":
         counts = np.ones(pictures, dtype=np.int64)
@@ -192,7 +192,7 @@ def _digits_per_picture(task: str, pictures: int, pool: int, random: np.random.G
         for number, share in ((2, two), (3, three), (4, four)):
             single = np.flatnonzero(counts == 1)
             counts[single[:share]] = number
-    random.shuffle(counts)
+    rng.shuffle(counts)
     return counts
 
 
@@ -202,12 +202,13 @@ def make_pictures(
     """Make a set of `count` pictures from digits (D, 28, 28) uint8 of classes (D,), each reused as often as needed.
 
     Returns pictures (count, 1, 48, 60) uint8, labels of the task, float32, the same digits as lists, (k, 6) float32
-    per picture in fractions of the picture and in the order of their cells, and the index of every digit used.
+    per picture in fractions of the picture and in the order of their cells, and which digit each is, (count,) or
+    (count, 2, 3), -1 where there is none.
     """
-    random = np.random.default_rng([*seed, 0])
-    per_picture = _digits_per_picture(task, count, len(digits), random)
+    rng = np.random.default_rng([*seed, 0])
+    per_picture = _digits_per_picture(task, count, len(digits), rng)
     needed = int(per_picture.sum())
-    used = np.concatenate([random.permutation(len(digits)) for _ in range(math.ceil(needed / len(digits)))] or [[]])
+    used = np.concatenate([rng.permutation(len(digits)) for _ in range(math.ceil(needed / len(digits)))] or [[]])
     used = torch.from_numpy(used[:needed].astype(np.int64))
     ends = np.cumsum(per_picture)
 
@@ -225,7 +226,12 @@ def make_pictures(
     pictures = torch.cat(pictures)[:, None]
     if task == "det":
         grid = lists_to_grid(lists)
-        return pictures, grid.float(), [boxes.float() for boxes in grid_to_lists(grid)], used
-    labels = torch.tensor(NO_DIGIT).repeat(count, 1)
-    labels[torch.from_numpy(per_picture == 1)] = digit
-    return pictures, labels, lists, used
+        # The same conversion with the digit's number in place of its class.
+        numbered = torch.cat((digit[:, :5].double(), used[:, None].double()), 1)
+        numbers = lists_to_grid(list(numbered.split(per_picture.tolist())))[..., 5].long()
+        numbers = torch.where(grid[..., 0] > 0, numbers, -1)
+        return pictures, grid.float(), [boxes.float() for boxes in grid_to_lists(grid)], numbers
+    labels, numbers = torch.tensor(NO_DIGIT).repeat(count, 1), torch.full((count,), -1)
+    there = torch.from_numpy(per_picture == 1)
+    labels[there], numbers[there] = digit, used
+    return pictures, labels, lists, numbers

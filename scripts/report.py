@@ -17,10 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import typst
-from matplotlib.image import imread
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -29,50 +27,39 @@ import models  # noqa: E402  (found only once the project's folder is on the pat
 import training  # noqa: E402
 import utils  # noqa: E402
 from data import labels, perturb  # noqa: E402
+from training import results as published  # noqa: E402
 
 SOURCE = HOME / "report" / "report.typ"
 TARGET = HOME / "report.pdf"
 TASKS = {"loc": "localization", "det": "detection"}
 NETWORKS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
 
+BOXES = ("train_boxes", "val_boxes", "test_boxes", "failures")
 # The figures that the report shows; the curves are those of the selected network.
 FIGURES = {
-    "loc": ("labels", "curves", "comparison", "confusion", "by_size", "failures"),
-    "det": ("grid", "curves", "comparison", "failures"),
+    "loc": ("labels", "curves", "comparison", "confusion", "by_size", *BOXES),
+    "det": ("grid", "curves", "comparison", *BOXES),
 }
-BOXES = ("train_boxes", "val_boxes", "test_boxes")
-# Wide figures are shown in parts, so that their text stays readable on A4: about where one panel ends and the next
-# begins, in fractions of the width, and where one row of pictures does, in fractions of the height.
-COLUMNS = {
-    "labels": (0.345, 0.64),
-    "curves": (0.25, 0.5, 0.75),
-    "comparison": (1 / 3, 2 / 3),
-    "confusion": (0.84,),
-    "grid": (0.45,),
-}
-TITLED = ("curves", "comparison", "failures", *BOXES)  # the report says by itself what their title says
-ROWS = {"loc": {"test_boxes": (0.35, 0.97)}, "det": {}}
-TWO_ROWS = (0.52, 0.92)  # of pictures, and then the legend
 
 
 class NotReady(Exception):
     """What the report is built from is not all there."""
 
 
-def figure_files(results: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Task -> name in the report -> file in the figures' folder."""
-    return {
-        task: {
-            name: f"{TASKS[task]}_{name}{'_' + results[task]['selected'] if name == 'curves' else ''}.png"
-            for name in (*FIGURES[task], *BOXES)
-        }
-        for task in TASKS
-    }
+def figure_files(results: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
+    """Task -> name in the report -> file in the figures' folder. Raises NotReady where one is missing."""
+    files = {task: {name: f"{TASKS[task]}_{name}.png" for name in names} for task, names in FIGURES.items()}
+    for task, named in files.items():
+        named["curves"] = f"{TASKS[task]}_curves_{results[task]['selected']}.png"
+    for file in [file for named in files.values() for file in named.values()]:
+        if not (folder / file).is_file():
+            raise NotReady(f"{folder / file}: expected a figure, found none; run `make store` first")
+    return files
 
 
 def check_results(results: dict[str, Any], where: Path) -> None:
-    """Raise NotReady unless both tasks' results are there, as `training.summarize` gives them."""
-    needed = ("profile", "source", "pictures", "normalization", "versions", "networks", "selected", "test")
+    """Raise NotReady unless both tasks' results are there, as `Lab.save` writes them."""
+    needed = ("profile", "source", "pictures", "normalization", "networks", "selected", "test")
     needed += ("reference", "study")
     for task in TASKS:
         missing = [name for name in needed if name not in results.get(task, {})]
@@ -87,8 +74,8 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
     """All that the report says in numbers: the results, and the constants of the code that made them."""
     return {
         "results": results,
-        "published": utils.PUBLISHED,
-        "published_map": utils.PUBLISHED_MAP,
+        "published": published.PUBLISHED,
+        "published_map": published.PUBLISHED_MAP,
         "profiles": {name: asdict(profile) for name, profile in training.PROFILES.items()},
         "recipes": {"reference": asdict(training.REFERENCE), "new": asdict(training.OWN)},
         "loss": {"l1": utils.L1_WEIGHT, "giou": utils.GIOU_WEIGHT},
@@ -119,27 +106,36 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
     layers = models.list_layers(made)
     return {
         "parameters": models.count_parameters(made),
-        "layers": [[name, size.replace("x", "×")] for name, size, _ in layers],
+        "layers": [[name_layer(layer), "×".join(map(str, layer.size))] for layer in layers],
         "summary": shorten(layers),
         "grid": {"rows": made.rows, "columns": made.columns, "stages": stage_sizes(made)} if grid else None,
     }
 
 
-def shorten(layers: Sequence[tuple[str, str, int]]) -> str:
-    """`models.list_layers` in a line: c20 is a 3x3 convolution to 20 channels, P a pooling, L500 a linear layer."""
-    norms = sum(name == "batch norm" for name, _, _ in layers)
-    many = norms > 4  # then each is not worth naming
+def name_layer(layer: models.Layer) -> str:
+    """What the diagram calls a layer: "conv 3×3", "pool"."""
+    kernel = "×".join(map(str, layer.kernel))
+    names = {"convolution": f"conv {kernel}", "max pooling": "pool", "pixels to channels": f"fold {kernel}"}
+    return names.get(layer.kind, layer.kind)
+
+
+def shorten(layers: Sequence[models.Layer]) -> str:
+    """Layers in a line: c20 is a 3×3 convolution to 20 channels, P a pooling, L500 a linear layer."""
+    many = sum(layer.kind == "batch norm" for layer in layers) > 4  # then each is not worth naming
     words: list[str] = []
-    for name, size, _ in layers:
-        channels = size.split("x")[0]
-        kernel = re.search(r"convolution (\d+)x(\d+)", name)
-        if kernel:
-            odd = "" if kernel.groups() == ("3", "3") else f" ({'×'.join(kernel.groups())})"
-            words.append(f"c{channels}{'/2' if 'stride' in name else ''}{odd}")
-        elif name == "batch norm":
+    for layer in layers:
+        if layer.kind == "batch norm":
             words[-1] += "" if many else "+BN"
-        else:
-            words.append({"linear": f"L{size}", "max pooling 2x2": "P"}.get(name, "fold 2×2"))
+            continue
+        kernel = f" ({'×'.join(map(str, layer.kernel))})" * (layer.kernel != (3, 3))
+        stride = f"/{layer.stride}" * (layer.stride > 1)
+        words.append(
+            {
+                "convolution": f"c{layer.size[0]}{stride}{kernel}",
+                "linear": f"L{layer.size[0]}",
+                "max pooling": "P",
+            }.get(layer.kind, "fold 2×2")
+        )
     return " ".join(words) + ("; batch norm after every 3×3" if many else "")
 
 
@@ -159,59 +155,6 @@ def stage_sizes(network: models.GridNetwork) -> dict[str, list[int]]:
     return sizes
 
 
-def title_end(image: np.ndarray) -> float:
-    """Where a figure's title over all panels ends, in fractions of the height; 0 where there is none.
-
-    image: (height, width, channels) in [0, 1]. A title is taken to be a low strip of ink at the top with white below.
-    """
-    lines = (image[..., :3] < 0.995).any(2).any(1)
-    first = int(lines.argmax())
-    blank = np.flatnonzero(~lines[first:])
-    end = first + int(blank[0]) if len(blank) else len(lines)
-    return end / len(lines) if end < 0.08 * len(lines) else 0.0
-
-
-def split(image: np.ndarray, expected: Sequence[float], axis: int) -> list[float]:
-    """Where to cut a figure apart: at the middle of the widest white gap near each expected place.
-
-    image: (height, width, channels) in [0, 1]. expected and the result are fractions of the height (axis 0) or the
-    width (axis 1); where there is no gap the expected place is returned.
-    """
-    ink = (image[..., :3] < 0.995).any(2)
-    if axis == 1:  # a title over all panels covers the gaps between them
-        ink = ink[round(title_end(image) * len(ink)) :]
-    white = ~ink.any(1 - axis)
-    size, cuts = len(white), []
-    for place in expected:
-        low, high = round((place - 0.05) * size), min(size, round((place + 0.05) * size))
-        best, run = (0, round(place * size)), 0
-        for position in range(low, high):
-            run = run + 1 if white[position] else 0
-            best = max(best, (run, position - run // 2))
-        cuts.append(round(best[1] / size, 5))
-    return cuts
-
-
-def measure_figures(results: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """Task -> name -> file, height over width, and where to cut it. Raises NotReady where one is missing."""
-    found: dict[str, dict[str, Any]] = {}
-    for task, files in figure_files(results).items():
-        found[task] = {}
-        for name, file in files.items():
-            if not (folder / file).is_file():
-                raise NotReady(f"{folder / file}: expected a figure, found none; run `make store` first")
-            image = imread(folder / file)
-            rows = ROWS[task].get(name, TWO_ROWS) if name in ("failures", *BOXES) else ()
-            title = [title_end(image)] if name in TITLED else []
-            found[task][name] = {
-                "file": file,
-                "aspect": image.shape[0] / image.shape[1],
-                "columns": [0, *split(image, COLUMNS.get(name, ()), 1), 1],
-                "rows": [0, *title, *split(image, rows, 0), 1],
-            }
-    return found
-
-
 def read_inputs(folder: Path) -> dict[str, Any]:
     """What report.typ gets, from the results and figures in a folder. Raises NotReady."""
     path = folder / "results.json"
@@ -219,16 +162,16 @@ def read_inputs(folder: Path) -> dict[str, Any]:
         raise NotReady(f"{path}: expected the results of a run, found none; run `make store` first")
     results = json.loads(path.read_text())
     check_results(results, path)
-    return {**gather(results), "figures": measure_figures(results, folder)}
+    return {**gather(results), "figures": figure_files(results, folder)}
 
 
 def fingerprint(inputs: dict[str, Any], folder: Path) -> str:
     """SHA-256 of everything that the report's content follows from: its source, its inputs and its figures."""
     digest = hashlib.sha256(SOURCE.read_bytes())
     digest.update(json.dumps(inputs, sort_keys=True).encode())
-    for figures in inputs["figures"].values():
-        for figure in figures.values():
-            digest.update((folder / figure["file"]).read_bytes())
+    for files in inputs["figures"].values():
+        for file in files.values():
+            digest.update((folder / file).read_bytes())
     return digest.hexdigest()
 
 

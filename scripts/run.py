@@ -23,8 +23,8 @@ sys.path.insert(0, str(HOME))
 os.chdir(HOME)
 
 import training  # noqa: E402  (found only once the project's folder is on the path)
-import utils  # noqa: E402
-from data.files import write_whole  # noqa: E402
+from data.files import atomic_write  # noqa: E402
+from training import results as tables  # noqa: E402
 
 NOTEBOOKS = {"loc": "localization.ipynb", "det": "detection.ipynb"}
 
@@ -79,11 +79,11 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
         client.show("")
         sockets.cleanup()
         text = nbformat.writes(notebook) + "\n"
-        write_whole(copy, lambda file: file.write(text.encode()))
+        atomic_write(copy, lambda file: file.write(text.encode()))
         html, _ = HTMLExporter().from_notebook_node(notebook)
-        write_whole(copy.with_suffix(".html"), lambda file: file.write(html.encode()))
+        atomic_write(copy.with_suffix(".html"), lambda file: file.write(html.encode()))
     if store:
-        write_whole(path, lambda file: file.write(text.encode()))
+        atomic_write(path, lambda file: file.write(text.encode()))
     print(f"{path.name}: done in {time.perf_counter() - began:.0f} s")
     return copy
 
@@ -97,18 +97,18 @@ def fill_in(path: Path, name: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise ValueError(f"{path}: expected the comments {begin}... --> and {end}")
-    write_whole(path, lambda file: file.write(f"{before}{begin}{opening}-->\n\n{text}\n\n{end}{after}".encode()))
+    atomic_write(path, lambda file: file.write(f"{before}{begin}{opening}-->\n\n{text}\n\n{end}{after}".encode()))
 
 
 def update_readme(path: Path, results: dict) -> None:
     """Write the results tables into the README."""
-    tables = "\n\n".join(
-        f"**{name.removesuffix('.ipynb').capitalize()}**\n\n{utils.headline(results[task], task)}\n\n"
-        f"How its networks were trained:\n\n{utils.training_table(results[task])}"
+    parts = "\n\n".join(
+        f"**{name.removesuffix('.ipynb').capitalize()}**\n\n{tables.headline(results[task], task)}\n\n"
+        f"How its networks were trained:\n\n{tables.training_table(results[task])}"
         for task, name in NOTEBOOKS.items()
         if task in results
     )
-    fill_in(path, "results", tables)
+    fill_in(path, "results", parts)
 
 
 def main() -> int:
@@ -129,10 +129,10 @@ def main() -> int:
         except CellExecutionError as error:
             print(f"{name} failed; what it did until then is in {folder / name}\n{error}", file=sys.stderr)
             return 1
-    figures = training.figures_folder(profile)
+    figures = profile.outcome_folder("figures")
     results = json.loads((figures / "results.json").read_text())
     for task in NOTEBOOKS:
-        print(f"\n{task}\n{utils.results_table(task, results[task])}")
+        print(f"\n{task}\n{tables.results_table(task, results[task])}")
     if store:
         update_readme(HOME / "README.md", results)
     print("\nExecuted notebooks, also as HTML:", *copies, sep="\n  ")

@@ -1,8 +1,5 @@
 """What the tests of training and of faults share: tiny networks, short runs, and processes that get killed."""
 
-import functools
-import os
-import signal
 from dataclasses import replace
 
 import pytest
@@ -14,25 +11,24 @@ import models
 import training
 import utils
 from data.files import load_tensors
-from training import Settings
+from training import Hooks, Settings
 
 SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7)
-LONG = replace(SHORT, epochs=20, batch_size=8)
+LONG = replace(SHORT, epochs=8, batch_size=8)
+# All that a run can hold: the optimizer's two means of every weight, a schedule, wrappers around the network.
+RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)
 CPU = torch.device("cpu")
 
 
 class Tiny(nn.Module):
-    """A localizer that trains in no time. `fault` spoils its outputs, see `fail_at`."""
-
-    fault = None
+    """A localizer that trains in no time."""
 
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))
 
     def forward(self, pictures):
-        outputs = self.layers(pictures)
-        return outputs if self.fault is None or not self.training else self.fault(outputs)
+        return self.layers(pictures)
 
 
 class Tiny2(nn.Module):
@@ -50,9 +46,41 @@ class Tiny2(nn.Module):
 TINY = {"loc": Tiny, "det": Tiny2}
 
 
-def fit(sets, runs, task="loc", settings=SHORT, network=None):
+def fit(sets, runs, task="loc", settings=SHORT, network=None, hooks=None):
+    """A run that is kept in the folder `runs`, with a checkpoint after every epoch."""
     splits, normal = sets[task]
-    return training.fit(network or TINY[task], splits, normal, task, settings, runs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNS_DIR", str(runs))
+        patch.setattr(training.runs, "SAVED_EVERY", 0.0)
+        return training.fit(network or TINY[task], splits, normal, settings, hooks)
+
+
+def call_in(epoch, step, function):
+    """Hooks that call a function, with the state, after one step of one epoch, both counted from 1."""
+
+    def on_step(state, number):
+        if (state.epoch + 1, number) == (epoch, step):
+            function(state)
+
+    return Hooks(on_step=on_step)
+
+
+def interrupted(sets, runs, epoch, task="loc", settings=SHORT, step=1):
+    """Train until a step of an epoch, and no further. Returns the run's folder."""
+
+    def interrupt(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(sets, runs, task, settings, hooks=call_in(epoch, step, interrupt))
+    return next(runs.iterdir())
+
+
+def fail(state, step):
+    pytest.fail(f"epoch {state.epoch + 1} is trained again")
+
+
+NEVER = Hooks(on_step=fail)
 
 
 def without_measured(found):
@@ -63,78 +91,36 @@ def without_measured(found):
 
 
 def assert_same_run(run, other):
+    """Bit for bit: the history, the best epoch and its weights."""
     assert without_measured(run.history) == without_measured(other.history)
-    assert run.best_epoch == other.best_epoch
-    weights, expected = run.best().state_dict(), other.best().state_dict()
+    weights, expected = run.load(CPU).state_dict(), other.load(CPU).state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def in_train_epoch(monkeypatch, before=None, after=None):
-    """Call `before` at the beginning and `after` at the end of every epoch's training, with epoch and network.
-
-    `functools.wraps` keeps the function's source what it was: the code is part of what a run is recognized by."""
-    original = training.train_epoch
-
-    @functools.wraps(original)
-    def wrapped(trainee, pictures, labels, normal, task, settings, epoch, step_done):
-        if before is not None:
-            before(epoch, trainee.model)
-        found = original(trainee, pictures, labels, normal, task, settings, epoch, step_done)
-        if after is not None:
-            after(epoch, trainee.model)
-        return found
-
-    monkeypatch.setattr(training, "train_epoch", wrapped)
+# ---------------------------------------------------------------------------------------------- other processes
 
 
-def never(epoch, model):
-    pytest.fail(f"epoch {epoch} is trained again")
+def fit_stored(stored, runs, hooks=None):
+    """The run of the processes that get killed, of splits that lie in a file."""
+    splits = data.Splits(*(data.Split(*part) for part in load_tensors(stored)), "digits")
+    sets = {"loc": (splits, utils.Normalizer.fit(splits.train.pictures))}
+    return fit(sets, runs, "loc", LONG, models.SimpleNet, hooks)
 
 
-def interrupt_at(number):
-    def interrupt(epoch, model):
-        if epoch == number:
-            raise KeyboardInterrupt
-
-    return interrupt
-
-
-def train_in_a_process(stored, runs, pipe, fatal_write):
-    """What the processes do that get killed. Each epoch's end is told to the pipe.
-
-    `fatal_write`: None, or (n, after): the process kills itself before or after the n-th file gets its final name.
-    """
+def train_in_a_process(stored, runs, pipe, prepare):
     torch.set_num_threads(1)
-    splits = data.Splits(*(data.Split(*part) for part in load_tensors(stored)), "loc", "digits")
-    normal = utils.Normalizer.fit(splits.train.pictures)
-    if fatal_write is not None:
-        original, writes = os.replace, iter(range(1, 1_000_000))
-
-        def fatal(source, target):
-            number = next(writes)
-            if (number, False) == fatal_write:
-                os.kill(os.getpid(), signal.SIGKILL)
-            original(source, target)
-            if (number, True) == fatal_write:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.replace = fatal
-    epoch_done = training.Progress.epoch
-
-    def tell(self, history):
-        epoch_done(self, history)
-        pipe.send(len(history["seconds"]))
-
-    training.Progress.epoch = tell
+    torch.cuda.is_available = lambda: False
+    prepare()
     pipe.send("started")
-    training.fit(models.SimpleNet, splits, normal, "loc", LONG, runs, CPU)
+    fit_stored(stored, runs, Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
     pipe.send("finished")
 
 
-def start(processes, stored, runs, fatal_write=None):
+def start(processes, stored, runs, prepare=int):
+    """A process that calls `prepare`, trains the run, and tells the pipe of every epoch's end."""
     here, there = processes.Pipe(duplex=False)
-    process = processes.Process(target=train_in_a_process, args=(stored, runs, there, fatal_write), daemon=True)
+    process = processes.Process(target=train_in_a_process, args=(stored, runs, there, prepare), daemon=True)
     process.start()
     there.close()  # else a killed process would not close the pipe
     return process, here
@@ -150,13 +136,3 @@ def wait_for(wanted, pipe):
         except EOFError:
             break
     return messages
-
-
-def finished_run(stored, runs):
-    """The run that the processes have left behind; nothing of it may be left to train."""
-    splits = data.Splits(*(data.Split(*part) for part in load_tensors(stored)), "loc", "digits")
-    with pytest.MonkeyPatch.context() as patch:
-        in_train_epoch(patch, before=never)
-        return training.fit(
-            models.SimpleNet, splits, utils.Normalizer.fit(splits.train.pictures), "loc", LONG, runs, CPU
-        )

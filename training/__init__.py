@@ -1,0 +1,29 @@
+"""Trains networks, resumably, and keeps the books. `open_lab(task)` is what the notebooks begin with."""
+
+from training.colab import prepare_colab
+from training.keys import provenance
+from training.lab import Lab, Test, open_lab
+from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
+from training.progress import Progress
+from training.results import (
+    compare_runs,
+    diagnose,
+    headline,
+    markdown_table,
+    print_scores,
+    published_results,
+    select_best,
+    study_tables,
+)
+from training.runs import Run, RunInUse, fit, load_weights, save_weights
+from training.settings import (
+    NAMES,
+    OWN,
+    PROFILES,
+    REFERENCE,
+    Settings,
+    choose_device,
+    choose_profile,
+    describe,
+    runs_folder,
+)

@@ -1,0 +1,289 @@
+"""Runs on disk: what makes two runs the same, checkpoints, going on after an interruption, weights for use."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import models
+import utils
+from data import DataError, Splits, files
+from training.keys import describe_run, provenance, run_folder
+from training.loop import SCORES, Hooks, TrainState, assemble, best_epoch, build, keep_freed_memory, train
+from training.settings import NAMES, Settings, choose_device
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "previous.pt"
+SAVED_EVERY = 30.0  # seconds at least between two checkpoints, so that a network drive keeps up
+RELEASED_WITHIN = 10.0  # seconds until a process that is being stopped, as a kernel in its restart, is surely dead
+WRITTEN_WITHIN = 3600.0  # seconds in which any checkpoint is written, on the slowest of drives
+
+
+class RunInUse(RuntimeError):
+    """Another process is training the same run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run of one network."""
+
+    network: type[nn.Module]
+    task: str
+    settings: Settings
+    pictures: int  # how many it was trained on
+    history: dict[str, list[float]]  # a list per column, an entry per epoch
+    trained_on: dict[str, str]  # versions and device of the process that trained it, see `provenance`
+    status: str  # "trained", "continued after epoch k", "loaded" or "published"
+    weights: Path | None  # a file that `load_weights` reads; None where they were not published
+
+    @property
+    def name(self) -> str:
+        return self.network.__name__
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch, counted from 1, with the highest validation mean accuracy; the first of equals."""
+        return best_epoch(self.history)
+
+    @property
+    def seconds(self) -> float:
+        """How long the training took."""
+        return sum(self.history["seconds"])
+
+    @property
+    def train(self) -> dict[str, float]:
+        """Scores on the training pictures during the best epoch, measured on the weights as they changed."""
+        return scores_of(self.history, "train")
+
+    @property
+    def val(self) -> dict[str, float]:
+        """Scores on the validation pictures after the best epoch."""
+        return scores_of(self.history, "val")
+
+    def load(self, device: torch.device | None = None) -> nn.Module:
+        """The network with the weights of its best epoch, in evaluation mode. Raises DataError where their file has
+        been damaged since, or is not there."""
+        if self.weights is None:
+            raise DataError(f"{self.name}: no weights of it were published")
+        network = load_weights(self.weights, self.network).network
+        return network.to(device or choose_device(), memory_format=torch.channels_last)
+
+
+def scores_of(history: dict[str, list[float]], part: str) -> dict[str, float]:
+    """A history's scores of the part "train" or "val" in the best epoch."""
+    return {name: history[f"{part}_{name}"][best_epoch(history) - 1] for name in SCORES}
+
+
+# ---------------------------------------------------------------------------------------------- train, go on or load
+
+
+def fit(
+    network: type[nn.Module],
+    splits: Splits,
+    normal: utils.Normalizer,
+    settings: Settings,
+    hooks: Hooks | None = None,
+) -> Run:
+    """Train a network, or continue or load the run that did; only one with the same settings, data and code counts.
+
+    While it is trained, the run's folder holds a checkpoint of at most SAVED_EVERY seconds ago, complete in itself,
+    and the one before. Killed at any moment, the next call continues after the checkpoint's epoch, or the one
+    before's where it has been damaged, and ends with the same history and weights, bit for bit on the same machine's
+    CPU. A finished run keeps its history and the weights of its best epoch.
+
+    Two processes never train one run at once. The second waits for RELEASED_WITHIN seconds and then raises RunInUse:
+    a notebook that waited longer would look as if it hung, perhaps for a kernel that was forgotten. Where there are
+    no locks, as on some network drives, the two do the same work twice; files are still whole.
+
+    Raises NonFiniteLoss, RunInUse, SaveError (an OSError) where files cannot be written, and ReadError where a drive
+    is away; the last checkpoint stays.
+    """
+    about = describe_run(network, splits, normal, settings)
+    folder = run_folder(about)
+    keep_freed_memory()
+    try:
+        with files.lock(folder / ".lock", RELEASED_WITHIN) as alone:
+            # With the lock no other process is writing; without it one may be.
+            files.remove_leftovers(folder, 0.0 if alone else WRITTEN_WITHIN)
+            new = partial(build, network, settings, choose_device(), len(splits.train))
+            state, trained_on = resume(folder, about, new)
+            done = state.epoch
+            status = "loaded" if done == settings.epochs else f"continued after epoch {done}" if done else "trained"
+            if done < settings.epochs:
+                if not alone:
+                    print(f"{folder}: cannot be locked here, so take care not to train this run in two places at once")
+                trained_on = _merge(trained_on, provenance())
+                train(state, splits, normal, settings, _with_checkpoints(hooks, folder, about, trained_on))
+    except files.InUse:
+        raise RunInUse(
+            f"{folder}: {network.__name__} is being trained by another process. Wait until it has finished or stop it, "
+            "then run this again."
+        ) from None
+    weights = folder / CHECKPOINT
+    return Run(network, splits.task, settings, len(splits.train), state.history, trained_on, status, weights)
+
+
+def _merge(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """Of a run that was continued elsewhere: what both places had in common, and what came then."""
+    parts = {name: [*before.get(name, value).split(", then "), value] for name, value in now.items()}
+    return {name: ", then ".join(dict.fromkeys(values)) for name, values in parts.items()}
+
+
+def _with_checkpoints(hooks: Hooks | None, folder: Path, about: dict[str, Any], trained_on: dict[str, str]) -> Hooks:
+    """The hooks, and before them a checkpoint after each epoch that is due for one."""
+    hooks = hooks or Hooks()
+    saved = time.monotonic()
+
+    def on_epoch(state: TrainState) -> None:
+        nonlocal saved
+        if state.epoch == about["settings"]["epochs"] or time.monotonic() - saved >= SAVED_EVERY:
+            save_checkpoint(folder, state, about, trained_on)
+            saved = time.monotonic()
+        hooks.on_epoch(state)
+
+    return Hooks(hooks.on_step, on_epoch)
+
+
+def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trained_on: dict[str, str]) -> None:
+    """Write all that going on takes, or of a finished run all that using it takes. The checkpoint before is kept
+    until the run is finished. Raises SaveError."""
+    finished = state.epoch == about["settings"]["epochs"]
+    content = {
+        **about,
+        "weights": state.best_weights,
+        "epoch": best_epoch(state.history),
+        "validation": scores_of(state.history, "val"),
+        "trained_on": trained_on,
+        "history": state.history,
+        "state": None if finished else state.state_dict(),
+    }
+    files.save_tensors(folder / CHECKPOINT, content, keep=None if finished else folder / PREVIOUS)
+    if finished:
+        (folder / PREVIOUS).unlink(missing_ok=True)
+
+
+def resume(folder: Path, about: dict[str, Any], new: Callable[[], TrainState]) -> tuple[TrainState, dict[str, str]]:
+    """The state that the run's checkpoint holds, or the one before where that is damaged, which is said; `new()` where
+    there is none. With it, the provenance of the training until then.
+
+    Raises ReadError where files are there but the system does not let them be read, and SaveError.
+    """
+    checkpoint, damage = folder / CHECKPOINT, []
+    for path in (checkpoint, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        state = new()
+        try:
+            stored = read_checkpoint(path, about)
+            if stored["state"] is not None:
+                state.load_state_dict(stored["state"])
+        except files.ReadError:
+            raise
+        except DataError as error:
+            damage.append(str(error))
+            continue
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # from loading the state, in many lines
+            damage.append(f"{path}: does not fit ({type(error).__name__})")
+            continue
+        state.history, state.best_weights = stored["history"], stored["weights"]
+        if damage:
+            print(
+                f"{about['network']}: goes back to the end of epoch {state.epoch}, a file cannot be used: {damage[0]}"
+            )
+            try:
+                path.replace(checkpoint)  # else the damaged one would be kept as the one before
+            except OSError as error:
+                raise files.SaveError(f"{checkpoint}: cannot be written, {error.strerror}") from error
+        return state, stored["trained_on"]
+    if damage:
+        print(f"{about['network']}: starts anew, the run before cannot be used: {damage[0]}")
+    return new(), {}
+
+
+def read_checkpoint(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What `save_checkpoint` wrote. Raises DataError where it is damaged, or of another run."""
+    stored = files.load_tensors(path)
+    wanted = {*about, "weights", "epoch", "validation", "trained_on", "history", "state"}
+    if not isinstance(stored, dict) or stored.keys() != wanted:
+        raise DataError(f"{path}: expected a checkpoint, found something else")
+    for name, value in about.items():
+        if stored[name] != value:
+            raise DataError(f"{path}: is of another run, its {name} differs")
+    check_history(stored["history"], str(path))
+    return stored
+
+
+def check_history(history: Any, where: str) -> None:
+    """Raise DataError, its message beginning with `where`, unless history is a dict with the columns that `train`
+    writes: lists of finite floats, each as long as the others, at least one."""
+    columns = {f"{part}_{name}" for part in ("train", "val") for name in SCORES} | {"learning_rate", "seconds"}
+    if not isinstance(history, dict) or history.keys() != columns:
+        raise DataError(f"{where}: expected a history of {len(columns)} columns, found something else")
+    lists = all(type(values) is list and values for values in history.values())
+    if not lists or len({len(values) for values in history.values()}) > 1:
+        raise DataError(f"{where}: expected the history's columns to be lists of one length")
+    if not all(type(value) is float and math.isfinite(value) for values in history.values() for value in values):
+        raise DataError(f"{where}: expected finite numbers in the history, found others")
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+WEIGHTS = ("network", "task", "settings", "source", "pictures", "normalization", "weights", "epoch", "validation")
+WEIGHTS += ("trained_on",)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and all that using it takes."""
+
+    name: str  # of the network's class
+    network: nn.Module  # on the CPU, in evaluation mode
+    task: str  # "loc" or "det"
+    normal: utils.Normalizer
+    source: str  # of the pictures that it was trained on: "course", "mnist" or "digits"
+    epoch: int
+    validation: dict[str, float]  # its scores on the validation pictures, see `utils.score`
+    path: Path
+
+
+def drop_weights(run: Run) -> None:
+    """Keep only the history of a run: comparing recipes needs no more, and SkreNet's weights take 150 MB."""
+    files.save_tensors(run.weights, {**files.load_tensors(run.weights), "weights": {}})
+
+
+def save_weights(run: Run, path: Path) -> None:
+    """Write the weights of a run's best epoch with all that using them takes: tensors and plain values only."""
+    stored = files.load_tensors(run.weights)
+    files.save_tensors(path, {name: stored[name] for name in WEIGHTS})
+
+
+def load_weights(path: str | Path, network: type[nn.Module] | None = None) -> Trained:
+    """Read a file that `save_weights` wrote, or the checkpoint of a finished run. Nothing in it can run code.
+
+    network: its class, by default the one in `models` that has the name in the file. Raises DataError that names the
+    file where it is missing, damaged or hostile, or does not fit the network.
+    """
+    path = Path(path)
+    stored = files.load_tensors(path)
+    if not isinstance(stored, dict) or not set(WEIGHTS) <= stored.keys():
+        raise DataError(f"{path}: expected what save_weights writes, found something else")
+    known = [network] if network else [*models.LOCALIZERS, *models.DETECTORS]
+    name, task = stored["network"], stored["task"]
+    found = next((each for each in known if each.__name__ == name), None)
+    if found is None or task not in tuple(NAMES):  # whatever they are, a list too
+        raise DataError(f"{path}: expected {', '.join(each.__name__ for each in known)}, found {name!r} for {task!r}")
+    try:
+        model = assemble(found, Settings(**stored["settings"]))
+        model.load_state_dict(stored["weights"])  # strict: names and shapes
+        normal = utils.Normalizer(**stored["normalization"])
+        usable = 0 < normal.std < math.inf and math.isfinite(normal.mean)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise DataError(f"{path}: does not fit {name}: {' '.join(str(error).split())}") from error
+    if not usable or not all(torch.isfinite(value).all() for value in model.state_dict().values()):
+        raise DataError(f"{path}: holds a number that is NaN or infinite, or no standard deviation")
+    return Trained(name, model.eval(), task, normal, stored["source"], stored["epoch"], stored["validation"], path)

@@ -1,0 +1,179 @@
+"""Settings of a training run, the two recipes, and the table of profiles: how much is done."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+import utils
+from data import FULL
+
+NAMES = {"loc": "localization", "det": "detection"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained. The defaults are the recipe of the reference submission, but for the shuffling."""
+
+    epochs: int = 60  # the reference's validation accuracy still rises slowly after 50
+    batch_size: int = 64
+    learning_rate: float = 0.05  # plain SGD
+    momentum: float = 0.0
+    seed: int = 42  # initial weights, and the order of the pictures in every epoch
+    optimizer: str = "sgd"  # or "adamw", which scales the step of every weight by itself
+    weight_decay: float = 0.0  # of kernels and matrices; never of biases and batch norm
+    one_cycle: bool = False  # learning rate up to its value in the first fifth and down to nothing at the end
+    bounded_boxes: bool = False  # a sigmoid on x, y, w, h; GIoU has no gradient for boxes of negative size
+    box_loss: str = "mse"  # or "giou", see `utils.combined_loss`
+    snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
+    own_cell: bool = False  # a cell does not answer for a digit whose centre it sees outside itself
+    max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
+
+    def __post_init__(self):
+        for name, allowed in (("optimizer", ("sgd", "adamw")), ("box_loss", utils.BOX_LOSSES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
+        for name, low, high in (("epochs", 1, 10_000), ("batch_size", 1, 100_000), ("max_shift", 0, 24)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: expected a number in [{low}, {high}], found {getattr(self, name)}")
+
+
+REFERENCE = Settings()
+OWN = Settings(
+    learning_rate=4e-3,
+    optimizer="adamw",
+    weight_decay=0.05,
+    one_cycle=True,
+    bounded_boxes=True,
+    box_loss="giou",
+    snap_to_pixels=True,
+    own_cell=True,
+    max_shift=8,
+)
+
+
+def describe(settings: Settings) -> str:
+    """The settings in words: a line for what every recipe has, a line for what this one adds."""
+    names = {"sgd": "SGD", "adamw": "AdamW", "mse": "squared errors", "giou": "L1 and GIoU"}
+    if settings.optimizer == "sgd":
+        extra = f"momentum {settings.momentum:g}"
+    else:
+        extra = f"weight decay {settings.weight_decay:g}"
+    line = (
+        f"{names[settings.optimizer]}, learning rate {settings.learning_rate:g}, {extra}, batches of "
+        f"{settings.batch_size}, {settings.epochs} epochs, seed {settings.seed}; box loss: {names[settings.box_loss]}"
+    )
+    added = {
+        "one cycle of the learning rate": settings.one_cycle,
+        "bounded boxes": settings.bounded_boxes,
+        "edges snapped to whole pixels": settings.snap_to_pixels,
+        "no answer for a centre outside the cell": settings.own_cell,
+        f"pictures shifted by up to {settings.max_shift} pixels": settings.max_shift,
+    }
+    return "\n".join([line, *filter(None, [", ".join(name for name, there in added.items() if there)])])
+
+
+@dataclass(frozen=True)
+class Study:
+    """How large the runs are that compare recipes: small enough for many of them."""
+
+    pictures: int  # training pictures, and validation pictures at most
+    epochs: int
+    seeds: tuple[int, ...]  # of the last rows; the others are trained with the first only
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is done: which pictures, and with which settings."""
+
+    name: str
+    about: str
+    sizes: dict[str, tuple[int, int, int]]  # task -> how many training, validation and test pictures
+    settings: Settings  # for the reference's networks
+    own: Settings  # for this project's
+    trains: bool = True  # or reads what was published
+    submission: bool = False  # its figures, histories and weights are the submission's
+    study: Study | None = None
+    # At most so many training pictures for a network that would take hours of a CPU: FloNet2 works with up to 100
+    # channels at full size, fifty times the arithmetic of SimpleNet2.
+    caps: dict[str, int] = field(default_factory=dict)
+    # Epochs for a network that gets more than the settings say.
+    epochs: dict[str, int] = field(default_factory=dict)
+
+    def outcome_folder(self, name: str) -> Path:
+        """Where "figures", "histories" or "weights" go: to the folder of that name for the submission's own, else to
+        one among the runs, so that trying the notebooks out never overwrites what was published."""
+        return Path(name) if self.submission else runs_folder() / self.name / name
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile(
+            "full",
+            "all pictures, 60 epochs: the submission, for a GPU",
+            FULL,
+            REFERENCE,
+            OWN,
+            submission=True,
+            study=Study(20_000, 10, (42, 43, 44)),
+        ),
+        # The full recipe on everything, as far as two cores get in an hour or a few.
+        Profile(
+            "long",
+            "all pictures, few epochs: the full run cut short, for a CPU",
+            FULL,
+            replace(REFERENCE, epochs=6),
+            replace(OWN, epochs=18),
+            submission=True,
+            study=Study(3_000, 4, (42, 43)),
+            caps={"FloNet2": 6_000},
+            epochs={"CompactNet2": 30},  # there are half as many pictures, hence steps, as in localization
+        ),
+        # Momentum, because so few steps of plain SGD leave the networks where they started.
+        Profile(
+            "quick",
+            "some pictures, some epochs: minutes on a CPU",
+            {"loc": (12_000, 1_000, 2_000), "det": (10_000, 500, 1_000)},
+            replace(REFERENCE, epochs=4, learning_rate=0.02, momentum=0.9),
+            replace(OWN, epochs=6),
+            caps={"SkreNet": 2_500, "FloNet": 4_000, "SimpleNet": 4_000, "SkreNet2": 3_000, "FloNet2": 200},
+        ),
+        Profile(
+            "published",
+            "nothing is trained: histories, results and weights are those of the published run",
+            FULL,
+            REFERENCE,
+            OWN,
+            trains=False,
+        ),
+        Profile(
+            "smoke",
+            "a handful of pictures, to see that everything runs",
+            {"loc": (256, 128, 128), "det": (128, 32, 64)},
+            replace(REFERENCE, epochs=2, learning_rate=0.02, momentum=0.9),
+            replace(OWN, epochs=2),
+            study=Study(64, 1, (42,)),
+            caps={"FloNet2": 32},
+        ),
+    )
+}
+
+
+def choose_profile() -> Profile:
+    """The profile that the environment variable PROFILE names; else full on a CUDA GPU and quick without one."""
+    name = os.environ.get("PROFILE") or ("full" if torch.cuda.is_available() else "quick")
+    if name not in PROFILES:
+        raise ValueError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {name!r}")
+    return PROFILES[name]
+
+
+def choose_device() -> torch.device:
+    """The CUDA GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: the folder that the environment variable RUNS_DIR names, else runs/."""
+    return Path(os.environ.get("RUNS_DIR") or "runs")
