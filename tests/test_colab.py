@@ -45,7 +45,6 @@ training.lab.fit = fit
 """
 LACKING = ("torchmetrics", "lightning-utilities", "pycocotools")
 PINS = dict(re.findall(r"^([\w-]+)==([\w.]+)", (HOME / "requirements.txt").read_text(), re.M))
-
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
@@ -59,11 +58,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(place):
-    """The address of a repository that holds the files as they lie here, committed or not."""
+    """The address of a repository that holds the files as they lie here, but for large ones, committed or not."""
     without = (".git", ".venv", "runs", "made", "MNIST", "*.pt", "*cache*", "published-*")
     source = shutil.copytree(HOME, place / "source", ignore=shutil.ignore_patterns(*without))
-    commit = "-c user.name=test -c user.email=test -c commit.gpgsign=false commit -q -m test"
-    for command in ("init -q", "add -A", commit):
+    for command in ("init -q", "add -A", "-c user.name=t -c user.email=t -c commit.gpgsign=false commit -q -m test"):
         subprocess.run(["git", *command.split()], cwd=source, check=True)
     return source.as_uri()
 
@@ -196,8 +194,7 @@ def test_what_is_lacking_is_installed_as_the_requirements_say_and_alone(tmp_path
     assert list(packages.iterdir()) == []
     write_wheel(tmp_path, LACKING[2], PINS[LACKING[2]])
     colab.install_lacking(LACKING)
-    expected = {f"{name.replace('-', '_')}-{PINS[name]}.dist-info" for name in LACKING}
-    assert {path.name for path in packages.iterdir()} == expected
+    assert {path.stem for path in packages.iterdir()} == {f"{name.replace('-', '_')}-{PINS[name]}" for name in LACKING}
     assert f"installing torchmetrics=={PINS['torchmetrics']}" in capsys.readouterr().out
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
     colab.install_lacking(("json", "torch"))  # which are there

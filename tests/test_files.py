@@ -172,14 +172,14 @@ OVERSIZED = {
     "lists": lambda: reduce(lambda value, _: [value] * 30, range(9), torch.zeros(6)),
     "deep": lambda: reduce(lambda value, _: [value], range(100), 1),
     "within itself": lambda: WITHIN_ITSELF,
-    "without numbers": lambda: TensorDataset(torch.zeros(10**9, 1, 48, 60, device="meta")),
-    "sparse": lambda: torch.sparse_coo_tensor(torch.zeros(2, 1), torch.ones(1), (10**6, 10**6)),
+    "without numbers": lambda: TensorDataset(torch.zeros(9, device="meta")),
+    "sparse": lambda: torch.sparse_coo_tensor(torch.zeros(2, 1), torch.ones(1), (9, 9)),
 }
 
 
 @pytest.mark.parametrize("kind", [*OVERSIZED, "archive"])
 @pytest.mark.filterwarnings("ignore:Sparse", "ignore:Validating sparse")
-def test_a_small_file_that_would_fill_the_memory_is_refused(kind, tmp_path):
+def test_a_file_that_stands_for_more_than_it_holds_is_refused(kind, tmp_path):
     if kind == "archive":
         with zipfile.ZipFile(tmp_path / "file", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             archive.writestr("archive/data/0", bytes(100_000_000))

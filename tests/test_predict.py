@@ -132,7 +132,7 @@ def test_a_picture_is_the_same_in_every_form_and_left_as_it_was(picture, tmp_pat
             found = predict.read_picture(form, pytest.fail)  # there is nothing to say
             assert found.dtype == torch.float32
             assert torch.allclose(found, torch.from_numpy(expected).float()[None], rtol=0, atol=1e-6)
-            predict.find_digits(form, trained(lambda pictures: pictures.zero_()[:, 0, 0, :15]))
+            found.zero_()  # which is a copy, therefore
     assert np.array_equal(picture, before)
     assert np.array_equal(floats, torch.from_numpy(before).float() / 255)
 

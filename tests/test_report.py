@@ -15,7 +15,7 @@ from scripts import report
 
 SECTIONS = """Problem; Data; Method; Networks; Training and tuning; Results; Localization; Detection; Curves; Boxes;
 Error analysis; Over- and underfitting; Limits; Reproducibility; References"""
-PAGES = range(4, 9)
+PAGES = range(4, 11)
 DATE = datetime.date(2024, 5, 1)
 RESULTS = json.loads((report.HOME / "figures" / "results.json").read_text())
 

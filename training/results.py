@@ -107,7 +107,7 @@ def diagnose(run: Run) -> str:
 
 
 def results_table(task: str, results: dict[str, Any]) -> str:
-    """A task's test scores beside the published ones, as a Markdown table; `results` as `Lab.summarize` gives."""
+    """A task's test scores beside the published ones, as a Markdown table; `results` as `Lab.save` writes."""
     test, chosen = results["test"], results["networks"][results["selected"]]
     name, reference = results["reference"]["network"], results["reference"]["test"]
     whole = "pictures" if task == "loc" else "cells"

@@ -16,7 +16,7 @@ import utils
 from data import DataError, Splits, files
 from training.keys import describe_run, provenance, run_folder
 from training.loop import SCORES, Hooks, TrainState, assemble, best_epoch, build, keep_freed_memory, train
-from training.settings import NAMES, Settings, choose_device
+from training.settings import Settings, choose_device
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "previous.pt"
 SAVED_EVERY = 30.0  # seconds at least between two checkpoints, so that a network drive keeps up
@@ -272,11 +272,13 @@ def load_weights(path: str | Path, network: type[nn.Module] | None = None) -> Tr
     stored = files.load_tensors(path)
     if not isinstance(stored, dict) or not set(WEIGHTS) <= stored.keys():
         raise DataError(f"{path}: expected what save_weights writes, found something else")
-    known = [network] if network else [*models.LOCALIZERS, *models.DETECTORS]
     name, task = stored["network"], stored["task"]
+    ours = models.LOCALIZERS if task == "loc" else models.DETECTORS if task == "det" else ()
+    known = [network] if network else ours
     found = next((each for each in known if each.__name__ == name), None)
-    if found is None or task not in tuple(NAMES):  # whatever they are, a list too
-        raise DataError(f"{path}: expected {', '.join(each.__name__ for each in known)}, found {name!r} for {task!r}")
+    if found is None or not ours:
+        expected = ", ".join(each.__name__ for each in known) or "a network of one of the tasks"
+        raise DataError(f"{path}: expected {expected}, found {name!r} for {task!r}")
     try:
         model = assemble(found, Settings(**stored["settings"]))
         model.load_state_dict(stored["weights"])  # strict: names and shapes
