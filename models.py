@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH
+from data.labels import COLUMNS, HEIGHT, ON_BORDER, ROWS, WIDTH
 
 PICTURE = (1, HEIGHT, WIDTH)  # channel, height, width
 
@@ -304,8 +304,8 @@ class PostProcess(nn.Module):
             low, high = (((centre + sign * size / 2) * pixels).round() / pixels for sign in (-1, 1))
             centre, size = (low + high) / 2, high - low
         if self.own_cell:
-            # A centre on a border belongs to the right or lower cell; the margin is that of float32.
-            inside = ((centre > -1e-4) & (centre < 1 - 1e-4)).all(1, keepdim=True)
+            # A centre on a border may be either cell's, see `labels.assign_cells`.
+            inside = ((centre > -ON_BORDER) & (centre < 1 + ON_BORDER)).all(1, keepdim=True)
             presence = torch.where(inside, presence, -presence.abs())
         return torch.cat((presence, centre, size, outputs[:, 5:]), 1)
 

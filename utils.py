@@ -736,12 +736,12 @@ def plot_per_class(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def plot_by_size(matches: Matches, labels: Tensor) -> Figure:
-    """Share of digits found and IoU of those found, against the true box's size (square root of its area)."""
+def plot_by_size(matches: Matches, labels: Tensor, visible: Matches | None = None) -> Figure:
+    """Share of digits found and IoU of those found, against the true box's size (square root of its area); with
+    `visible`, the matches of an oracle, its IoU too."""
     size = torch.where(matches.digit, _box_sizes(labels), 0.0)
-    edges = np.arange(6, 36, 3)
-    middles, found, iou, spread = [], [], [], []
-    for low, high in itertools.pairwise(edges):
+    middles, found, iou, spread, oracle = [], [], [], [], []
+    for low, high in itertools.pairwise(np.arange(6, 36, 3)):
         mine = matches.digit & (size >= low) & (size < high)
         hit = mine & matches.found
         if hit.sum() < 2:  # too few for a mean
@@ -750,11 +750,14 @@ def plot_by_size(matches: Matches, labels: Tensor) -> Figure:
         found.append((hit.sum() / mine.sum()).item())
         iou.append(matches.iou[hit].mean().item())
         spread.append(matches.iou[hit].quantile(torch.tensor((0.25, 0.75))).tolist())
+        oracle.append(visible.iou[mine].mean().item() if visible is not None else None)
     figure, axis = plt.subplots(figsize=(10, 5))
     axis.plot(middles, found, "s--", color="tab:green", label="share found")
     axis.plot(middles, iou, "o-", color=PREDICTED, label="IoU of those found: mean")
     if spread:
         axis.fill_between(middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="middle half")
+    if visible is not None:
+        axis.plot(middles, oracle, "^:", color="dimgrey", label="IoU of the box around visible ink")
     axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels", ylim=(0, 1.02))
     axis.legend(frameon=False, loc="lower right")
     return figure

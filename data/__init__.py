@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from data import labels, perturb, sources
-from data.files import DataError, load_tensors, save_tensors
+from data.files import DataError, SaveError, load_tensors, save_tensors
 from data.labels import check_task
 
 __all__ = ["FULL", "DataError", "Split", "Splits", "load"]
 
 FOLDER = Path(__file__).resolve().parent
 FULL = {"loc": (59_400, 6_600, 11_000), "det": (26_874, 2_967, 4_981)}  # the course's sizes: train, val, test
+TRAINING_SHARE = 0.9  # of the source's training digits; the others are for validation
 SEED = 42
 
 
@@ -31,6 +32,7 @@ class Split:
     labels: Tensor  # float32, (N, 6) for "loc" and (N, 2, 3, 6) for "det", see data/labels.py
     lists: list | None = None  # "det": per picture its boxes in fractions of the picture, (k, 6) or k times (6,)
     digits: Tensor | None = None  # made data: (N,) or (N, 2, 3), which of the source's digits it is, -1 where none is
+    visible: Tensor | None = None  # made data: labels with the box around what the noise leaves visible of a digit
 
     @property
     def task(self) -> str:
@@ -42,11 +44,12 @@ class Split:
 
     def __getitem__(self, index: int | slice | list | Tensor) -> "Split":
         """The pictures that `index` chooses: one, a slice, or a list or tensor of numbers or of True and False."""
-        index = [index] if isinstance(index, int) else index
+        if not isinstance(index, slice):
+            index = torch.atleast_1d(torch.as_tensor(index, device="cpu"))
         numbers = torch.arange(len(self))[index].tolist()
         lists = [self.lists[number] for number in numbers] if self.lists is not None else None
-        digits = self.digits[index] if self.digits is not None else None
-        return Split(self.pictures[index], self.labels[index], lists, digits)
+        digits, visible = (values[index] if values is not None else None for values in (self.digits, self.visible))
+        return Split(self.pictures[index], self.labels[index], lists, digits, visible)
 
     def to(self, device: torch.device) -> "Split":
         """The same with pictures and labels on a device."""
@@ -82,15 +85,15 @@ def load(
     task: str,
     source: str | None = None,
     sizes: tuple[int, int, int] | None = None,
-    folder: Path = FOLDER,
+    folder: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> Splits:
     """Load, or make, the pictures and labels of a task.
 
     task: "loc" or "det". source: "course", "mnist" or "digits"; by default what the environment variable DATA_SOURCE
-    names, else the first of them that is there. sizes: how many training, validation and test pictures, by default
-    the course's. folder: where the course's files, `MNIST/raw` and the made pictures are. `log` is told which source
-    was taken, and why.
+    names, else the first of them that is there. sizes: how many training, validation and test pictures at most, by
+    default the course's. folder: where the course's files, `MNIST/raw` and the made pictures are; by default this one,
+    but for the course's files what DATA_DIR names. `log` is told which source was taken, and why.
 
     Raises ValueError for an unknown task or source, DataError (a ValueError) for files that are not what they should
     be.
@@ -102,84 +105,73 @@ def load(
     sizes = tuple(map(int, sizes or FULL[task]))
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes: expected three numbers of pictures above 0, found {sizes}")
-    folder = Path(folder)
-    if source == "course" or (source is None and sources.course_is_there(folder, task)):
-        log(f"data: the course's files in {folder.name}/")
-        return _load_course(folder, task, sizes)
+    course = Path(folder or os.environ.get("DATA_DIR") or FOLDER).expanduser()
+    folder = Path(folder or FOLDER)
+    if source == "course" or (source is None and sources.course_is_there(course, task)):
+        log(f"data: the course's files in {course.name}/")
+        return _load_course(course, task, sizes, log)
     if source == "mnist" or source is None:
         if sources.mnist_is_there(folder):
             log("data: pictures made from MNIST's digits")
-            return _load_made(sources.load_mnist(folder), "mnist", folder, task, sizes)
+            return _load_made(sources.load_mnist(folder), folder, task, sizes, log)
         if source == "mnist":
             raise DataError(f"{folder / 'MNIST' / 'raw'}: no MNIST files, and no download without internet")
     log("data: pictures made from scikit-learn's digits" + ("" if source else " (no course files, no MNIST)"))
-    return _load_made(sources.load_digits(), "digits", folder, task, sizes)
+    return _load_made(sources.load_digits(), folder, task, sizes, log)
 
 
-def _load_course(folder: Path, task: str, sizes: tuple[int, ...]) -> Splits:
+def _load_course(folder: Path, task: str, sizes: tuple[int, ...], log: Callable[[str], None]) -> Splits:
     splits = []
     for name, size in zip(sources.SPLITS, sizes, strict=True):
-        pictures, targets, lists = sources.load_course(folder, task, name)
+        pictures, targets, lists = sources.load_course(folder, task, name, log)
         if lists is not None:
             path = folder / sources.COURSE_FILES[task]["lists"].format(name)
             grid = labels.lists_to_grid(lists, str(path)).float()
             labels.check_labels(grid, task, str(path))
-            if not same_digits(grid, targets):
+            if not labels.same_digits(grid, targets):
                 pictures_file = sources.COURSE_FILES[task]["pictures"].format(name)
                 raise DataError(f"{path}: not the same digits as in {pictures_file}")
         splits.append(Split(pictures, targets, lists)[:size])
     return Splits(*splits, "course")
 
 
-def same_digits(first: Tensor, second: Tensor) -> bool:
-    """Whether two sets of grid labels hold the same digits in the same cells, to float32 rounding."""
-    present = first[..., 0] == 1
-    same_cells = bool((present == (second[..., 0] == 1)).all())
-    return same_cells and torch.allclose(first[present], second[present], rtol=0, atol=1e-5)
-
-
-def _load_made(digits: sources.Digits, source: str, folder: Path, task: str, sizes: tuple[int, ...]) -> Splits:
+def _load_made(
+    digits: sources.Digits, folder: Path, task: str, sizes: tuple[int, ...], log: Callable[[str], None]
+) -> Splits:
     """Made pictures, from the file that holds them if they were made before."""
     key = _key(digits, task, sizes)
-    path = folder / "made" / f"{task}-{source}-{key}.pt"
-    stored = None
-    if path.is_file():
-        try:
-            stored = load_tensors(path)
-        except DataError:
-            stored = None  # damaged: made again, the same
-    if stored is None:
+    path = folder / "made" / f"{task}-{digits.source}-{key}.pt"
+    try:
+        stored = load_tensors(path)
+    except DataError:  # not there, or damaged: made again, the same
         stored = _make(digits, task, sizes)
-        save_tensors(path, stored)
+        try:
+            save_tensors(path, stored)
+        except SaveError as error:
+            log(f"data: the pictures are used but not kept: {error}")
     splits = []
     for name in sources.SPLITS:
         part = stored[name]
-        lists = list(part["boxes"].split(part["per_picture"].tolist())) if task == "det" else None
-        splits.append(Split(part["pictures"], part["labels"], lists, part["digits"]))
-    return Splits(*splits, source)
+        lists = labels.grid_to_lists(part["labels"]) if task == "det" else None
+        splits.append(Split(lists=lists, **part))
+    return Splits(*splits, digits.source)
 
 
 def _make(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> dict[str, dict[str, Tensor]]:
-    """All three splits. Training and validation get different digits of the source's training part."""
-    chosen = []
-    for pictures, classes in ((digits.train, digits.train_classes), (digits.test, digits.test_classes)):
-        usable = (classes < labels.CLASSES[task]).nonzero()[:, 0]
-        chosen.append((pictures[usable], classes[usable], usable))
-    shuffled = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(chosen[0][0])))
-    full = FULL[task]
-    train_count = len(shuffled) - round(len(shuffled) * full[1] / (full[0] + full[1]))
-    parts = {"train": (0, shuffled[:train_count]), "val": (0, shuffled[train_count:])}
-    parts["test"] = (1, torch.arange(len(chosen[1][0])))
+    """All three splits. Training and validation get different digits of the source's training part, the same of
+    them in both tasks."""
+    train = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(digits.train)))
+    count = round(len(train) * TRAINING_SHARE)
+    pools = {"train": train[:count], "val": train[count:], "test": torch.arange(len(digits.test))}
     made = {}
-    for number, (name, (part, pool)) in enumerate(parts.items()):
-        pictures, classes, original = (values[pool] for values in chosen[part])
+    for number, (name, pool) in enumerate(pools.items()):
+        part = (digits.test, digits.test_classes) if name == "test" else (digits.train, digits.train_classes)
+        pictures, classes = part
+        pool = pool[classes[pool] < labels.CLASSES[task]]
         seed = [SEED, 1, list(labels.CLASSES).index(task), number]
-        pictures, targets, lists, used = perturb.make_pictures(pictures, classes, task, sizes[number], seed)
-        used = torch.where(used < 0, -1, original[used])
-        made[name] = {"pictures": pictures, "labels": targets, "digits": used}
-        if task == "det":
-            made[name]["boxes"] = torch.cat(lists)
-            made[name]["per_picture"] = torch.tensor([len(boxes) for boxes in lists])
+        found = perturb.make_pictures(pictures[pool], classes[pool], task, sizes[number], seed)
+        numbers = torch.where(found.digits < 0, -1, pool[found.digits])
+        made[name] = {"pictures": found.pictures, "labels": found.labels, "visible": found.visible, "digits": numbers}
     return made
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_picture, task_of
+from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_picture, find_cell, task_of, to_cells
 
 
 def shift(pictures: Tensor, labels: Tensor, max_shift: int, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def shift(pictures: Tensor, labels: Tensor, max_shift: int, draws: Tensor) -> tu
     if task == "det":
         moved, crowded = _to_grid(moved)
         crowded = crowded[:, None, None, None]
-        shifted, moved = torch.where(crowded, pictures, shifted), torch.where(crowded, labels, moved)
+        shifted, moved = (torch.where(crowded, pictures, shifted), torch.where(crowded, labels, moved))
     return shifted, moved.reshape(labels.shape)
 
 
@@ -46,11 +46,10 @@ def _to_grid(rows: Tensor) -> tuple[Tensor, Tensor]:
 
     `labels.lists_to_grid` without its checks and without waiting for the device.
     """
-    pc, x, y, w, h, c = rows.unbind(-1)  # (N, 6) each
-    column, row = (x * COLUMNS).floor().clamp(0, COLUMNS - 1), (y * ROWS).floor().clamp(0, ROWS - 1)
-    converted = torch.stack((pc, x * COLUMNS - column, y * ROWS - row, w * COLUMNS, h * ROWS, c), -1)
-    cell = torch.where(pc > 0, row * COLUMNS + column, ROWS * COLUMNS).long()  # no digit: a cell that is cut off
-    used = torch.zeros(len(rows), ROWS * COLUMNS + 1, device=rows.device).scatter_add_(1, cell, torch.ones_like(pc))
+    column, row = find_cell(rows[..., 1], rows[..., 2])  # (N, 6) each
+    cell = torch.where(rows[..., 0] > 0, row * COLUMNS + column, ROWS * COLUMNS).long()  # no digit: a cell cut off
+    converted = to_cells(rows, column, row)
+    used = torch.zeros(len(rows), ROWS * COLUMNS + 1, device=rows.device).scatter_add_(1, cell, torch.ones_like(row))
     grid = rows.new_tensor(NO_DIGIT).repeat(len(rows), ROWS * COLUMNS + 1, 1)
     grid = grid.scatter(1, cell[..., None].expand_as(converted), converted)[:, :-1]
     return grid.reshape(len(rows), ROWS, COLUMNS, 6), (used[:, :-1] > 1).any(1)

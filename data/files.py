@@ -6,12 +6,14 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -137,7 +139,7 @@ def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
 _NOT_NOW = {errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE}
 
 
-def load_tensors(path: Path, classes: Iterable[type] = ()) -> Any:
+def load_tensors(path: Path, classes: Iterable[Any] = ()) -> Any:
     """Load what `torch.save` wrote, onto the CPU: tensors, plain containers, and instances of `classes` only.
 
     Raises DataError where the file is missing, damaged or holds anything else, or much more than its size allows;
@@ -151,7 +153,7 @@ def load_tensors(path: Path, classes: Iterable[type] = ()) -> Any:
             _check_archive(path)
         with torch.serialization.safe_globals(classes):
             value = torch.load(path, map_location="cpu", weights_only=True)
-        _check_size(value, tuple(classes), path)
+        _check_size(value, tuple(each for each in classes if isinstance(each, type)), path)
         return value
     except DataError:
         raise
@@ -160,15 +162,28 @@ def load_tensors(path: Path, classes: Iterable[type] = ()) -> Any:
     except OSError as error:
         raise _not_read(path, error, "a file that torch.save wrote") from error
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "Can only" in str(error):  # torch's words for a class it was not told of
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's words for a class it was not told of
+        if asked or "Can only" in str(error):
+            what = asked[1] if asked else "a class or function"
             raise DataError(
-                f"{path}: refused, it holds more than tensors and plain containers and could run code when read"
+                f"{path}: refused, it asks for {what}, more than tensors and plain containers, and could run code"
             ) from error
-        raise DataError(f"{path}: damaged or truncated, or not a file that torch.save wrote") from error
+        raise DataError(f"{path}: {_describe(path)}") from error
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
-        raise DataError(
-            f"{path}: damaged or truncated, or not a file that torch.save wrote ({type(error).__name__})"
-        ) from error
+        raise DataError(f"{path}: {_describe(path)} ({type(error).__name__})") from error
+
+
+def _describe(path: Path) -> str:
+    """What a file is that torch.load cannot read."""
+    with open(path, "rb") as file:
+        start = file.read(100).lstrip().lower()
+    for beginning, what in (
+        (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"),
+        (b"<", "a web page, not the file itself: download it again"),
+    ):
+        if start.startswith(beginning):
+            return what
+    return "damaged or truncated, or not a file that torch.save wrote"
 
 
 def _not_read(path: Path, error: OSError, what: str) -> DataError:
@@ -181,7 +196,7 @@ def _check_archive(path: Path) -> None:
     """Compare the checksums, which torch writes and does not read; before that, that there is not more to read than
     the file is long: torch compresses nothing, and a small file that unpacks to a large one is made to do harm."""
     with zipfile.ZipFile(path) as archive:
-        unpacked, length = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        unpacked, length = (sum(entry.file_size for entry in archive.infolist()), path.stat().st_size)
         if unpacked > length:
             raise DataError(f"{path}: damaged or refused, its {length:,} bytes claim to unpack to {unpacked:,}")
         # Of an entry that is marked as a folder torch reads nothing: its numbers would be whatever the memory holds.
@@ -208,6 +223,10 @@ def _check_size(value: Any, classes: tuple[type, ...], path: Path) -> None:
                 raise DataError(f"{path}: refused, it holds a tensor that is not a plain one")
             value.requires_grad_(False)
             return value.numel() * value.element_size()
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject:
+                raise DataError(f"{path}: refused, it holds an array that is not of numbers")
+            return value.nbytes
         if isinstance(value, dict):
             parts = [*value, *value.values()]
         elif isinstance(value, (list, tuple, set, frozenset)):

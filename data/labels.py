@@ -8,6 +8,8 @@
 - Lists: for each picture a tensor (k, 6), or a list of k tensors (6,), everything in fractions of the picture.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,10 +20,11 @@ from data.files import DataError
 HEIGHT, WIDTH = 48, 60
 ROWS, COLUMNS = 2, 3
 CLASSES = {"loc": 10, "det": 2}
+GRID = {"loc": (), "det": (ROWS, COLUMNS)}
 NO_DIGIT = (0.0, -1.0, -1.0, -1.0, -1.0, 1.0)  # what the course's files hold where there is none
 
-# A box may stick out of the picture by rounding: a thousandth of the picture is 0.06 pixels.
-TOLERANCE = 1e-3
+MOST_OUTSIDE = 0.001  # share of pixels outside [0, 1] that is a slip; more is another scale
+ON_BORDER = 1e-4  # of a cell; centres lie on half pixels, fiftieths of a cell
 
 
 def check_task(task: str) -> None:
@@ -43,14 +46,50 @@ def _first(wrong: Tensor) -> int:
     return int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
 
 
+def mend_pictures(pictures: Tensor, where: str, notes: list[str]) -> Tensor:
+    """Pictures as `check_pictures` wants them, where they are nearly so: without a channel, of another type of number,
+    a few pixels outside [0, 1]. What was mended is added to the notes."""
+    if pictures.ndim == 3:
+        notes.append("pictures without a channel got one")
+        pictures = pictures[:, None]
+    if pictures.dtype not in (torch.uint8, torch.float32):
+        notes.append(f"pictures in {pictures.dtype} converted")
+        whole = not pictures.is_floating_point() and bool((pictures == pictures.clamp(0, 255)).all())
+        pictures = pictures.byte() if whole else pictures.float()
+    if pictures.dtype == torch.float32 and torch.isfinite(pictures).all():
+        outside = (pictures < 0) | (pictures > 1)
+        share = outside.float().mean().item()
+        if share > MOST_OUTSIDE:
+            raise DataError(f"{where}: expected pixels in [0, 1], but {share:.0%} of them are outside")
+        if share:
+            count = int(outside.flatten(1).any(1).sum())
+            notes.append(f"pixels outside [0, 1] in {count:,} picture{'s' * (count > 1)}, clipped")
+            pictures = pictures.clamp(0, 1)
+    return pictures
+
+
+def mend_labels(labels: Tensor, task: str, where: str, notes: list[str]) -> Tensor:
+    """Labels as `check_labels` wants them, where they are nearly so: of another type of number, or with NaN where
+    nothing is read. What was mended is added to the notes. Raises DataError for another task's."""
+    for other in CLASSES:
+        if other != task and tuple(labels.shape[1:]) == (*GRID[other], 6):
+            raise DataError(f"{where}: labels of shape {tuple(labels.shape)} belong to the other task")
+    if labels.dtype != torch.float32:
+        notes.append(f"labels in {labels.dtype} converted")
+        labels = labels.float()
+    empty = labels[..., :1] == 0
+    if (empty & labels.isnan()).any():
+        notes.append("NaN in labels without a digit replaced")
+        labels = torch.where(empty, labels.new_tensor(NO_DIGIT), labels)
+    return labels
+
+
 def check_pictures(pictures: Tensor, where: str) -> None:
     """Raise DataError, its message beginning with `where`, unless pictures are (N, 1, 48, 60), N > 0,
     either uint8 or float32 in [0, 1]."""
-    if not isinstance(pictures, Tensor):
-        raise DataError(f"{where}: expected pictures as a tensor, found {type(pictures).__name__}")
     if len(pictures.shape) > 0 and len(pictures) == 0:
         raise DataError(f"{where}: empty, expected at least one picture")
-    if pictures.ndim != 4 or tuple(pictures.shape[1:]) != (1, HEIGHT, WIDTH):
+    if tuple(pictures.shape[1:]) != (1, HEIGHT, WIDTH):
         raise DataError(f"{where}: expected pictures of shape (N, 1, {HEIGHT}, {WIDTH}), found {tuple(pictures.shape)}")
     if pictures.dtype not in (torch.uint8, torch.float32):
         raise DataError(f"{where}: expected pictures in float32 or uint8, found {pictures.dtype}")
@@ -60,11 +99,7 @@ def check_pictures(pictures: Tensor, where: str) -> None:
             wrong = ~torch.isfinite(pictures)
             raise DataError(f"{where}: picture {_first(wrong)} has pixels that are NaN or infinite")
         if low < 0 or high > 1:
-            wrong = (pictures < 0) | (pictures > 1)
-            raise DataError(
-                f"{where}: picture {_first(wrong)} has pixels outside [0, 1], the set's range is "
-                f"[{low:.4g}, {high:.4g}]"
-            )
+            raise DataError(f"{where}: expected pixels in [0, 1], found {low:.4g} to {high:.4g}")
 
 
 def check_labels(labels: Tensor, task: str, where: str) -> None:
@@ -72,8 +107,6 @@ def check_labels(labels: Tensor, task: str, where: str) -> None:
     "det", float32, and every digit's box lies inside the picture and has a class of the task."""
     check_task(task)
     shape = (6,) if task == "loc" else (ROWS, COLUMNS, 6)
-    if not isinstance(labels, Tensor):
-        raise DataError(f"{where}: expected labels as a tensor, found {type(labels).__name__}")
     if tuple(labels.shape[1:]) != shape or labels.ndim != len(shape) + 1:
         wanted = ", ".join(map(str, ("N", *shape)))
         raise DataError(f"{where}: expected labels of shape ({wanted}), found {tuple(labels.shape)}")
@@ -85,7 +118,8 @@ def check_labels(labels: Tensor, task: str, where: str) -> None:
         raise DataError(f"{where}: label {_first(wrong)}: pc is {pc[wrong][0]:g}, expected 0 or 1")
     if task == "det":
         x, y = labels[..., 1], labels[..., 2]
-        wrong = (pc == 1) & ~((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1))
+        inside = (x >= -ON_BORDER) & (x <= 1 + ON_BORDER) & (y >= -ON_BORDER) & (y <= 1 + ON_BORDER)
+        wrong = (pc == 1) & ~inside
         if wrong.any():
             raise DataError(
                 f"{where}: label {_first(wrong)}: x, y is ({x[wrong][0]:g}, {y[wrong][0]:g}), expected inside the "
@@ -102,15 +136,19 @@ def _check_digits(digits: Tensor, classes: int, where: str) -> None:
     if wrong.any():
         raise DataError(f"{where}: label {_first(wrong)} holds NaN or infinity")
     centre, size, category = digits[..., 1:3], digits[..., 3:5], digits[..., 5]
-    wrong = (size <= 0).any(-1)
+    wrong = (size < 0).any(-1)  # 0 is the size of a line one pixel wide
     if wrong.any():
         w, h = size[wrong][0].tolist()
-        raise DataError(f"{where}: label {_first(wrong)}: w, h is ({w:g}, {h:g}), expected both above 0")
+        raise DataError(f"{where}: label {_first(wrong)}: w, h is ({w:g}, {h:g}), expected neither below 0")
     corners = torch.cat((centre - size / 2, centre + size / 2), -1)
-    wrong = ((corners < -TOLERANCE) | (corners > 1 + TOLERANCE)).any(-1)
+    pixel = 1.001 / digits.new_tensor((WIDTH, HEIGHT, WIDTH, HEIGHT))  # and some rounding
+    wrong = ((corners < -pixel) | (corners > 1 + pixel)).any(-1)
     if wrong.any():
         found = ", ".join(f"{value:.3f}" for value in corners[wrong][0].tolist())
-        raise DataError(f"{where}: label {_first(wrong)}: box (left, top, right, bottom) = ({found}) is not in [0, 1]")
+        raise DataError(
+            f"{where}: label {_first(wrong)}: box (left, top, right, bottom) = ({found}) is more than a pixel outside "
+            "[0, 1]"
+        )
     wrong = (category < 0) | (category >= classes) | (category != category.round())
     if wrong.any():
         raise DataError(
@@ -121,7 +159,7 @@ def _check_digits(digits: Tensor, classes: int, where: str) -> None:
 def check_split(pictures: Tensor, labels: Tensor, task: str, where: str) -> None:
     """Both checks, and as many labels as pictures."""
     check_pictures(pictures, where)
-    if isinstance(labels, Tensor) and labels.ndim > 0 and len(labels) != len(pictures):
+    if labels.ndim > 0 and len(labels) != len(pictures):
         raise DataError(f"{where}: {len(pictures)} pictures but {len(labels)} labels")
     check_labels(labels, task, where)
 
@@ -138,12 +176,56 @@ def cells_to_picture(grid: Tensor) -> Tensor:
     return torch.stack((pc, *converted, c), -1).to(grid.dtype)
 
 
+def find_cell(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Column and row of the cell that a centre, in fractions of the picture, belongs to; float, in the tensors' shape.
+
+    A centre on the border of two cells, as one in thirty is, belongs to the right or lower one, and on the picture's
+    right or bottom edge to the last.
+    """
+    column, row = ((value * count + ON_BORDER).floor() for value, count in ((x, COLUMNS), (y, ROWS)))
+    return column.clamp(0, COLUMNS - 1), row.clamp(0, ROWS - 1)
+
+
+def to_cells(boxes: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """Boxes (..., 6) from fractions of the picture to units of the cells in those columns and rows, (...)."""
+    pc, x, y, w, h, c = boxes.unbind(-1)
+    return torch.stack((pc, x * COLUMNS - column, y * ROWS - row, w * COLUMNS, h * ROWS, c), -1)
+
+
+def assign_cells(boxes: Tensor, picture: Tensor, where: str = "lists") -> tuple[Tensor, Tensor]:
+    """Columns and rows (M,) of digits (M, 6), in fractions of the picture, that lie in the pictures (M,).
+
+    As `find_cell` says, unless that cell is taken and the one on the border's other side is free. Raises DataError
+    that names the picture where two digits share a cell all the same.
+    """
+    column, row = find_cell(boxes[:, 1], boxes[:, 2])
+    place = (picture * ROWS + row.long()) * COLUMNS + column.long()
+    crowded = torch.bincount(place, minlength=1) > 1
+    for number in (crowded.nonzero()[:, 0] // (ROWS * COLUMNS)).unique().tolist():
+        mine = (picture == number).nonzero()[:, 0]
+        options = [
+            list(itertools.product(_sides(x * COLUMNS, COLUMNS), _sides(y * ROWS, ROWS)))
+            for x, y in boxes[mine, 1:3].tolist()
+        ]
+        free = (cells for cells in itertools.product(*options) if len(set(cells)) == len(cells))
+        cells = next(free, None)
+        if cells is None:
+            raise DataError(f"{where}: picture {number}: two digits have their centre in one cell, which can hold one")
+        column[mine], row[mine] = torch.tensor(cells, dtype=column.dtype).T
+    return column, row
+
+
+def _sides(value: float, count: int) -> list[int]:
+    """The columns (rows) that a centre may belong to, in units of a cell: two on a border, the right (lower) first."""
+    after, before = math.floor(value + ON_BORDER), math.ceil(value - ON_BORDER) - 1
+    return list(dict.fromkeys(min(max(side, 0), count - 1) for side in (after, before)))
+
+
 def lists_to_grid(lists: Sequence[Tensor] | Sequence[Sequence[Tensor]], where: str = "lists") -> Tensor:
     """Lists of boxes in fractions of the picture -> grid labels, (N, 2, 3, 6), float64.
 
-    A digit goes to the cell that holds its centre; a centre on the border of two cells goes to the right or lower
-    one, and on the picture's right or bottom edge to the last one. A picture with an empty list has six empty cells;
-    entries with pc 0 are passed over. float64 holds the cell units of float32 boxes without rounding, so that
+    A digit goes to the cell that holds its centre, see `assign_cells`. A picture with an empty list has six empty
+    cells; entries with pc 0 are passed over. float64 holds the cell units of float32 boxes without rounding, so that
     `grid_to_lists` gives the very same boxes back.
 
     Raises DataError that names the picture where two digits share a cell, where a centre lies outside the picture,
@@ -162,24 +244,15 @@ def lists_to_grid(lists: Sequence[Tensor] | Sequence[Sequence[Tensor]], where: s
     if wrong.any():
         raise DataError(f"{where}: picture {picture[wrong][0]}: pc is {boxes[wrong][0, 0]:g}, expected 0 or 1")
     boxes, picture = boxes[boxes[:, 0] == 1], picture[boxes[:, 0] == 1]
-    pc, x, y, w, h, c = boxes.unbind(-1)
+    x, y = boxes[:, 1], boxes[:, 2]
     wrong = ~((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1) & torch.isfinite(boxes).all(-1))
     if wrong.any():
         found = [round(value, 4) for value in boxes[wrong][0].tolist()]
         raise DataError(f"{where}: picture {picture[wrong][0]}: box {found} has no centre inside the picture")
-    column = (x * COLUMNS).floor().clamp(max=COLUMNS - 1)
-    row = (y * ROWS).floor().clamp(max=ROWS - 1)
-    place = (picture * ROWS + row.long()) * COLUMNS + column.long()
-    crowded = torch.bincount(place, minlength=1) > 1
-    if crowded.any():
-        first, cell = divmod(int(crowded.nonzero()[0]), ROWS * COLUMNS)
-        raise DataError(
-            f"{where}: picture {first}: two digits have their centre in the cell of row {cell // COLUMNS}, "
-            f"column {cell % COLUMNS}, and a cell can hold one"
-        )
-    grid = torch.tensor(NO_DIGIT, dtype=torch.float64).repeat(len(lists) * ROWS * COLUMNS, 1)
-    grid[place] = torch.stack((pc, x * COLUMNS - column, y * ROWS - row, w * COLUMNS, h * ROWS, c), -1)
-    return grid.reshape(len(lists), ROWS, COLUMNS, 6)
+    column, row = assign_cells(boxes, picture, where)
+    grid = torch.tensor(NO_DIGIT, dtype=torch.float64).repeat(len(lists), ROWS, COLUMNS, 1)
+    grid[picture, row.long(), column.long()] = to_cells(boxes, column, row)
+    return grid
 
 
 def grid_to_lists(grid: Tensor) -> list[Tensor]:
@@ -190,15 +263,29 @@ def grid_to_lists(grid: Tensor) -> list[Tensor]:
     return list(flat[present].split(present.sum(1).tolist()))
 
 
+def same_digits(first: Tensor, second: Tensor) -> bool:
+    """Whether two sets of grid labels (N, 2, 3, 6) hold the same digits in every picture, to float32 rounding: in the
+    same cells, or, where a centre lies on a border, in those on either side of it."""
+    if first.shape != second.shape:
+        return False
+    sets = []
+    for grid in (first, second):
+        rows = cells_to_picture(grid.double()).flatten(1, 2)  # (N, 6, 6)
+        sets.append(torch.where(rows[..., :1] == 1, rows, -1.0))
+    near = ((sets[0][:, :, None] - sets[1][:, None]).abs() < 1e-5).all(-1)  # (N, 6, 6), each with each
+    counts = [(each[..., 0] == 1).sum(1) for each in sets]
+    return bool(torch.equal(*counts) and near.any(2).all() and near.any(1).all())
+
+
 def count_digits(lists: Sequence[Tensor], rows: int, columns: int) -> Tensor:
     """How many digits of each picture would have their centres in each cell of a grid: (N, rows, columns).
 
-    lists: for each picture its digits (k, 6) in fractions of the picture.
+    lists: for each picture its digits (k, 6) in fractions of the picture. Borders as in `find_cell`.
     """
     lengths = torch.tensor([len(boxes) for boxes in lists])
     boxes = torch.cat(list(lists)).double()
     picture = torch.repeat_interleave(torch.arange(len(lists)), lengths)
-    column = (boxes[:, 1] * columns).floor().clamp(max=columns - 1).long()
-    row = (boxes[:, 2] * rows).floor().clamp(max=rows - 1).long()
+    column = (boxes[:, 1] * columns + ON_BORDER).floor().clamp(max=columns - 1).long()
+    row = (boxes[:, 2] * rows + ON_BORDER).floor().clamp(max=rows - 1).long()
     cells = torch.bincount((picture * rows + row) * columns + column, minlength=len(lists) * rows * columns)
     return cells.reshape(len(lists), rows, columns)

@@ -1,11 +1,13 @@
-"""Makes 48x60 pictures and boxes out of 28x28 digits: noise, one affine warp per digit, a place per digit.
+"""Makes 48x60 pictures and boxes out of 28x28 digits, as the course made its own: noise, one affine map per digit.
 
-The pictures are of the same kind as the course's, whose recipe was read off published pictures of them. Everything
-follows from one seed: each chunk of pictures has its own random numbers, so that chunks can be made side by side.
+The course's recipe was read off published pictures of its files, pixel by pixel; `localization.ipynb` and
+`detection.ipynb` set what is made here beside what is known of them. Everything follows from one seed: each chunk of
+pictures has its own random numbers, so that chunks can be made side by side.
 """
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,27 +16,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, grid_to_lists, lists_to_grid
+from data.labels import COLUMNS, GRID, HEIGHT, NO_DIGIT, ROWS, WIDTH, assign_cells, to_cells
 
-CHUNK = 1000  # pictures made at a time: bounds memory, and is the unit that the two cores share
+CHUNK = 1000  # pictures made at a time: bounds memory, and is the unit that the cores share
 
-# Digit
-ROTATION = 20.0  # degrees, uniform in +-
-SCALE = (0.6, 1.3)  # uniform
-ASPECT = 0.1  # width times exp(u), height divided by it, u uniform in +-
-GAIN = 1.6  # then clipped to 1: the course's digits are bolder than MNIST's
-BOX_ABOVE = 0.2  # the box is the tight one around pixels above this
-CANVAS = 56  # a 28x28 digit, scaled and turned by the most there is, fits: 28 * 1.3 * 1.11 * 1.29 = 52
+# Digit: torchvision's RandomAffine(30, translate=(1 / 3, 1 / 3), scale=(0.7, 1.2)) of the digit's middle
+MARGIN = 2  # outermost pixels of the 28x28 digit that do not count
+ROTATION = 30.0  # degrees, uniform in +-
+SCALE = (0.7, 1.2)  # uniform
+SHIFT = (WIDTH / 3, HEIGHT / 3)  # pixels, uniform in +-, rounded
 
 # Sets
 EMPTY_SHARE = 1 / 11  # of localization pictures
-MORE_DIGITS = {2: 0.195, 3: 0.03, 4: 0.005}  # share of detection pictures with so many digits; the rest has one
-ATTEMPTS = 500  # to place a picture's digits before they are warped anew
+USES = 3  # how often detection draws each zero and each one
+APART = 8  # pixels at least, in x or in y, between two boxes of a detection picture
+PER_PICTURE = 1.275  # digits in a detection picture, about what comes out
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Background `clip(mean + std * z, 0, 1)`, z of unit variance: blurred and white Gaussian noise."""
+    """Background `clip(mean + std * z, 0, 1)`, z of unit variance: Gaussian-filtered and white Gaussian noise."""
 
     mean: float
     std: float
@@ -42,8 +43,8 @@ class Noise:
 
 
 NOISE = {
-    "loc": Noise(0.393, 0.195, ((2.0, 0.60), (0.9, 0.14), (0.0, 0.26))),
-    "det": Noise(0.272, 0.158, ((2.0, 0.50), (0.9, 0.10), (0.0, 0.40))),
+    "loc": Noise(0.400, 0.203, ((2.0, 0.62), (1.05, 0.13), (0.0, 0.25))),
+    "det": Noise(0.270, 0.1616, ((2.05, 0.50), (1.05, 0.12), (0.0, 0.38))),
 }
 
 
@@ -59,7 +60,7 @@ def _blur_matrix(size: int, sigma: float) -> Tensor:
 
 
 def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
-    """Backgrounds without digits, (count, 48, 60) float32 in [0, 1]."""
+    """Backgrounds without digits, (count, 48, 60) uint8."""
     z = torch.zeros(count, HEIGHT, WIDTH)
     for sigma, share in noise.shares:
         rows, columns = (_blur_matrix(size, sigma) for size in (HEIGHT, WIDTH)) if sigma else (None, None)
@@ -67,171 +68,142 @@ def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
         white = torch.from_numpy(rng.standard_normal((count, *shape), dtype=np.float32))
         # Noise wider than the picture, so that blurring has no border.
         z += math.sqrt(share) * (rows @ white @ columns.T if sigma else white)
-    return z.mul_(noise.std).add_(noise.mean).clamp_(0, 1)
+    return z.mul_(noise.std).add_(noise.mean).clamp_(0, 1).mul_(255).round_().byte()
 
 
-def warp_digits(digits: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Turn, scale and brighten digits (M, 28, 28) in [0, 1].
-
-    Returns canvases (M, 56, 56) in [0, 1] and the tight boxes on them, (M, 4) integers [top, left, height, width].
-    """
+def warp_digits(digits: Tensor, rng: np.random.Generator) -> Tensor:
+    """Digits (M, 28, 28) uint8 -> each turned, scaled and shifted in a black picture of its own, (M, 48, 60) uint8."""
     count = len(digits)
     angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, count))
     scale = rng.uniform(*SCALE, count)
-    aspect = np.exp(rng.uniform(-ASPECT, ASPECT, count))
-    cos, sin = np.cos(angle), np.sin(angle)
-    # grid_sample asks where each canvas point comes from: the inverse, first turned back, then scaled back.
-    inverse = np.stack((cos / (scale * aspect), sin / (scale * aspect), -sin * aspect / scale, cos * aspect / scale))
-    theta = np.zeros((count, 2, 3), dtype=np.float32)
-    theta[:, :, :2] = inverse.T.reshape(count, 2, 2) * CANVAS / digits.shape[-1]
-    where = F.affine_grid(torch.from_numpy(theta), (count, 1, CANVAS, CANVAS), align_corners=False)
-    canvas = F.grid_sample(digits[:, None].float(), where, mode="bilinear", align_corners=False)[:, 0]
-    canvas = canvas.mul_(GAIN).clamp_(max=1)
-    ink = canvas > BOX_ABOVE
-    if not ink.any((1, 2)).all():
-        raise ValueError("digits: expected strokes in every digit, found one without a pixel left after the warp")
-    return canvas, torch.cat([_extent(ink.any(2 - axis), axis) for axis in (0, 1)], 1)[:, [0, 2, 1, 3]]
+    shift = np.round(rng.uniform(-1, 1, (count, 2)) * SHIFT)
+    return affine(digits, *(torch.from_numpy(values).float() for values in (angle, scale, shift)))
 
 
-def _extent(used: Tensor, axis: int) -> Tensor:
-    """(M, 56) bool, which rows (axis 0) or columns (axis 1) hold ink -> (M, 2) integers [first, count]."""
-    used = used.byte()
-    first = used.argmax(1)
-    count = CANVAS - used.flip(1).argmax(1) - first
-    limit = (HEIGHT, WIDTH)[axis]
-    if int(count.max()) > limit:
-        raise ValueError(f"digits: expected digits that fit into {limit} pixels when warped, found {int(count.max())}")
-    return torch.stack((first, count), 1)
+def affine(digits: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The middle of digits (M, 28, 28), laid in the middle of black pictures and mapped about the pictures' centre:
+    turned by angle (M,) in radians, scaled by (M,) and shifted by (M, 2) pixels. Nearest pixel, black outside.
 
-
-def _place(sizes: np.ndarray, per_picture: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Place every picture's boxes uniformly, all anew until none overlap and no two centres share a cell.
-
-    sizes: (P, 4, 2) height and width, per_picture: (P,) how many of the four count.
-    Returns corners (P, 4, 2) [top, left] and (P,) bool, whether the picture succeeded.
+    What torchvision's `affine` does to one picture, for many.
     """
-    corners = np.zeros_like(sizes)
-    pending = np.arange(len(sizes))
-    for _ in range(ATTEMPTS):
-        size = sizes[pending]
-        corner = np.floor(rng.random(size.shape) * (np.array((HEIGHT, WIDTH)) - size + 1)).astype(sizes.dtype)
-        corners[pending] = corner
-        middle = 2 * corner + size  # twice the centre, an integer
-        row, column = middle[..., 0] * ROWS // (2 * HEIGHT), middle[..., 1] * COLUMNS // (2 * WIDTH)
-        cell = row * COLUMNS + column
-        conflict = np.zeros(len(pending), dtype=bool)
-        for second in range(1, sizes.shape[1]):
-            for first in range(second):
-                apart = (corner[:, first] + size[:, first] <= corner[:, second]) | (
-                    corner[:, second] + size[:, second] <= corner[:, first]
-                )
-                clash = ~apart.any(1) | (cell[:, first] == cell[:, second])
-                conflict |= clash & (second < per_picture[pending])
-        pending = pending[conflict]
-        if not len(pending):
-            break
-    succeeded = np.ones(len(sizes), dtype=bool)
-    succeeded[pending] = False
-    return corners, succeeded
+    inner = digits[:, MARGIN:-MARGIN, MARGIN:-MARGIN]  # (M, 24, 24)
+    size = inner.new_tensor(inner.shape[1:]).float()
+    # grid_sample asks where each pixel comes from: shifted back, turned back, scaled back.
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    back = torch.stack((torch.stack((cos, sin), 1), torch.stack((-sin, cos), 1)), 1)  # (M, 2, 2)
+    offset = -(back @ shift[:, :, None])
+    x, y = (torch.arange(WIDTH) + 0.5 - WIDTH / 2, torch.arange(HEIGHT) + 0.5 - HEIGHT / 2)
+    place = torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)  # (2, 48 * 60)
+    where = (back @ place + offset).mT / (size / 2)  # (M, 48 * 60, 2)
+    where = where.view(len(digits), HEIGHT, WIDTH, 2)
+    return F.grid_sample(inner[:, None].float(), where, mode="nearest", align_corners=False)[:, 0].byte()
 
 
-def _make_chunk(digits: Tensor, per_picture: np.ndarray, noise: Noise, seed: list[int]) -> tuple[Tensor, Tensor]:
-    """Pictures (P, 48, 60) uint8, and each digit's box (M, 4) [x, y, w, h] in fractions of the picture."""
-    rng = np.random.default_rng(seed)
-    pictures = make_noise(len(per_picture), noise, rng)
-    owner = np.repeat(np.arange(len(per_picture)), per_picture)
-    slot = np.arange(len(owner)) - np.repeat(np.cumsum(per_picture) - per_picture, per_picture)
-    canvas, box, corner = torch.empty(len(owner), CANVAS, CANVAS), torch.empty(len(owner), 4, dtype=torch.long), None
-    corners = np.zeros((len(per_picture), max(1, per_picture.max(initial=0)), 2), dtype=np.int64)
-    pending = per_picture > 0
-    while pending.any():
-        todo = torch.from_numpy(pending[owner])
-        canvas[todo], box[todo] = warp_digits(digits[todo], rng)
-        sizes = np.zeros_like(corners)
-        sizes[owner, slot] = box[:, 2:].numpy()
-        corners[pending], succeeded = _place(sizes[pending], per_picture[pending], rng)
-        # Four large digits may not fit at all; such a picture's digits are warped anew.
-        pending[pending] = ~succeeded
-    corner = torch.from_numpy(corners[owner, slot])
-    for layer in range(corners.shape[1]):
-        chosen = torch.from_numpy(slot == layer)
-        moved = _move(canvas[chosen], box[chosen, :2], corner[chosen])
-        pictures[owner[slot == layer]] = torch.maximum(pictures[owner[slot == layer]], moved)
-    size = box[:, 2:].double()
-    extent = torch.tensor((HEIGHT, WIDTH), dtype=torch.float64)
-    centre = (corner + size / 2) / extent
-    boxes = torch.cat((centre.flip(1), (size / extent).flip(1)), 1).float()
-    return pictures.mul_(255).round_().byte(), boxes
+def find_boxes(ink: Tensor) -> Tensor:
+    """(M, 48, 60) bool, where a digit has ink -> its box [x, y, w, h] in fractions of the picture, (M, 4) float64.
+
+    Its edges are the first and the last row and column with ink, so that w and h are one pixel less than the ink is
+    wide and high, and 0 for a line of one pixel. No ink at all gives a box of nothing at the picture's corner.
+    """
+    edges = []
+    for axis, size in ((1, WIDTH), (2, HEIGHT)):
+        used = ink.any(axis).byte()  # (M, 60) columns; (M, 48) rows
+        edges += [used.argmax(1), size - 1 - used.flip(1).argmax(1)]
+    left, right, top, bottom = (torch.where(ink.any((1, 2)), edge, 0).double() for edge in edges)
+    return torch.stack(
+        ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT), 1
+    )
 
 
-def _move(canvas: Tensor, start: Tensor, corner: Tensor) -> Tensor:
-    """Cut pictures (M, 48, 60) out of canvases (M, 56, 56) so that canvas pixel `start` comes to `corner`."""
-    inside = []
-    for axis, size in enumerate((HEIGHT, WIDTH)):
-        inside.append(torch.arange(size) + (start - corner)[:, axis, None])  # (M, size)
-    rows, columns = inside
-    number = torch.arange(len(canvas))[:, None, None]
-    moved = canvas[number, rows.clamp(0, CANVAS - 1)[:, :, None], columns.clamp(0, CANVAS - 1)[:, None, :]]
-    valid = ((rows >= 0) & (rows < CANVAS))[:, :, None] & ((columns >= 0) & (columns < CANVAS))[:, None, :]
-    return moved * valid
+def fill_pictures(boxes: np.ndarray) -> np.ndarray:
+    """Which picture each digit goes to, (M,): boxes (M, 4) in their order, each joining the picture begun last if it
+    is at least APART pixels from every box there, and its centre in another cell however borders are read."""
+    size = np.array((WIDTH, HEIGHT, WIDTH, HEIGHT))
+    x, y, w, h = (np.round(boxes * size * 2).astype(int)).T  # half pixels, in which all of them are whole
+    left, right, top, bottom = x - w // 2, x + w // 2, y - h // 2, y + h // 2
+    column, row = 2 * WIDTH // COLUMNS, 2 * HEIGHT // ROWS
+    cells = np.stack([(x - dx) // column + COLUMNS * ((y - dy) // row) for dx in (0, 1) for dy in (0, 1)], 1)
+    owner, members = np.empty(len(boxes), dtype=np.int64), []
+    picture = -1
+    for number in range(len(boxes)):
+        joins = bool(members) and all(
+            max(left[number] - right[other], left[other] - right[number], top[number] - bottom[other],
+                top[other] - bottom[number]) >= 2 * APART and (cells[number] != cells[other]).all()
+            for other in members
+        )  # fmt: skip
+        if not joins:
+            picture, members = picture + 1, []
+        members.append(number)
+        owner[number] = picture
+    return owner
 
 
-def _digits_per_picture(task: str, pictures: int, pool: int, rng: np.random.Generator) -> np.ndarray:
-    """(pictures,) how many digits each picture holds, shuffled; from `pool` different digits."""
-    if task == "loc":
-        counts = np.ones(pictures, dtype=np.int64)
-        counts[: round(pictures * EMPTY_SHARE)] = 0
-    else:
-        mean = 1 + sum((number - 1) * share for number, share in MORE_DIGITS.items())
-        uses = math.ceil(mean * pictures / pool)
-        # Each digit used equally often where that comes out at nearly the mean, as it does for the full sets.
-        total = uses * pool if uses * pool <= mean * pictures * 1.01 else round(mean * pictures)
-        three, four = (round(pictures * MORE_DIGITS[number]) for number in (3, 4))
-        two = max(0, total - pictures - 2 * three - 3 * four)
-        counts = np.ones(pictures, dtype=np.int64)
-        for number, share in ((2, two), (3, three), (4, four)):
-            single = np.flatnonzero(counts == 1)
-            counts[single[:share]] = number
-    rng.shuffle(counts)
-    return counts
+@dataclass(frozen=True)
+class Made:
+    """A set of pictures."""
+
+    pictures: Tensor  # (N, 1, 48, 60) uint8
+    labels: Tensor  # (N, 6) or (N, 2, 3, 6) float32
+    visible: Tensor  # the same with the boxes around what can be seen: pixels of the digit brighter than the noise
+    digits: Tensor  # (N,) or (N, 2, 3), the number of the digit, -1 where there is none
 
 
-def make_pictures(
-    digits: Tensor, classes: Tensor, task: str, count: int, seed: list[int]
-) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-    """Make a set of `count` pictures from digits (D, 28, 28) uint8 of classes (D,), each reused as often as needed.
+def make_pictures(digits: Tensor, classes: Tensor, task: str, count: int, seed: list[int]) -> Made:
+    """Make a set of `count` pictures from digits (D, 28, 28) uint8 of classes (D,), reused where they are few.
 
-    Returns pictures (count, 1, 48, 60) uint8, labels of the task, float32, the same digits as lists, (k, 6) float32
-    per picture in fractions of the picture and in the order of their cells, and which digit each is, (count,) or
-    (count, 2, 3), -1 where there is none.
+    Detection draws each digit equally often. Where `count` pictures take about all digits three times, as the course's
+    sets do, exactly that is drawn, and there are as many pictures as come out of it, one in a hundred more or less.
     """
     rng = np.random.default_rng([*seed, 0])
-    per_picture = _digits_per_picture(task, count, len(digits), rng)
-    needed = int(per_picture.sum())
-    used = np.concatenate([rng.permutation(len(digits)) for _ in range(math.ceil(needed / len(digits)))] or [[]])
-    used = torch.from_numpy(used[:needed].astype(np.int64))
-    ends = np.cumsum(per_picture)
+    used = _draw_digits(len(digits), task, count, rng)
+    warped = torch.cat(_in_chunks(len(used), lambda part, rng: warp_digits(digits[used[part]], rng), [*seed, 1]))
+    boxes = find_boxes(warped > 0)
+    if task == "det":
+        owner = torch.from_numpy(fill_pictures(boxes.numpy()))
+        filled = int(owner[-1]) + 1
+        count = filled if len(used) == USES * len(digits) else min(count, filled)
+        used, warped, boxes, owner = (values[owner < count] for values in (used, warped, boxes, owner))
+    else:
+        owner = torch.from_numpy(rng.permutation(count)[: len(used)])
+    noise = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, NOISE[task], rng), [*seed, 2])
+    pictures = torch.cat(noise)
+    visible = find_boxes(warped > pictures[owner])
+    if task == "det":
+        first = torch.cat((torch.ones(1), owner.diff())).nonzero()[:, 0]  # where each picture's digits begin
+        slot = torch.arange(len(owner)) - first[owner]
+    else:
+        slot = torch.zeros_like(owner)
+    for number in range(int(slot.max()) + 1):
+        mine = owner[slot == number]
+        pictures[mine] = torch.maximum(pictures[mine], warped[slot == number])
+    true, seen = (torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1) for box in (boxes, visible))
+    labels, shown = (torch.tensor(NO_DIGIT, dtype=torch.float64).repeat(count, *GRID[task], 1) for _ in range(2))
+    numbers = torch.full((count, *GRID[task]), -1)
+    at = (owner,)
+    if task == "det":
+        column, row = assign_cells(true, owner)
+        true, seen, at = (to_cells(true, column, row), to_cells(seen, column, row), (owner, row.long(), column.long()))
+    labels[at], shown[at], numbers[at] = true, seen, used
+    return Made(pictures[:, None], labels.float(), shown.float(), numbers)
 
-    def chunk(first: int) -> tuple[Tensor, Tensor]:
-        last = min(first + CHUNK, count)
-        mine = used[ends[first] - per_picture[first] : ends[last - 1]]
-        return _make_chunk(
-            digits[mine].float() / 255, per_picture[first:last], NOISE[task], [*seed, 1 + first // CHUNK]
-        )
+
+def _in_chunks(count: int, make: Callable[[slice, np.random.Generator], Tensor], seed: list[int]) -> list[Tensor]:
+    """What `make` gives for one part of 0 to `count` after the other, each with its own random numbers."""
+
+    def chunk(first: int) -> Tensor:
+        return make(slice(first, min(first + CHUNK, count)), np.random.default_rng([*seed, first // CHUNK]))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures, boxes = zip(*pool.map(chunk, range(0, count, CHUNK)), strict=True)
-    digit = torch.cat((torch.ones(needed, 1), torch.cat(boxes), classes[used, None].float()), 1)
-    lists = list(digit.split(per_picture.tolist()))
-    pictures = torch.cat(pictures)[:, None]
-    if task == "det":
-        grid = lists_to_grid(lists)
-        # The same conversion with the digit's number in place of its class.
-        numbered = torch.cat((digit[:, :5].double(), used[:, None].double()), 1)
-        numbers = lists_to_grid(list(numbered.split(per_picture.tolist())))[..., 5].long()
-        numbers = torch.where(grid[..., 0] > 0, numbers, -1)
-        return pictures, grid.float(), [boxes.float() for boxes in grid_to_lists(grid)], numbers
-    labels, numbers = torch.tensor(NO_DIGIT).repeat(count, 1), torch.full((count,), -1)
-    there = torch.from_numpy(per_picture == 1)
-    labels[there], numbers[there] = digit, used
-    return pictures, labels, lists, numbers
+        return list(pool.map(chunk, range(0, count, CHUNK)))
+
+
+def _draw_digits(pool: int, task: str, count: int, rng: np.random.Generator) -> Tensor:
+    """Which of so many digits are drawn for `count` pictures, in which order."""
+    if task == "loc":
+        needed = count - round(count * EMPTY_SHARE)
+        rounds = [rng.permutation(pool) for _ in range(math.ceil(needed / pool))]
+        return torch.from_numpy(np.concatenate([*rounds, np.empty(0, dtype=np.int64)])[:needed])
+    needed = math.ceil(count * PER_PICTURE * 1.02)  # so that there are enough, if the digits are
+    uses = max(USES, math.ceil(needed / (1.1 * pool)))
+    chosen = rng.permutation(pool)[: math.ceil(needed / uses)]
+    return torch.from_numpy(rng.permutation(np.repeat(chosen, uses)))

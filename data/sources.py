@@ -2,19 +2,20 @@
 
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from data.files import DataError, load_tensors
-from data.labels import check_split
-from data.perturb import BOX_ABOVE, GAIN
+from data.labels import check_split, mend_labels, mend_pictures
 
 NAMES = ("course", "mnist", "digits")
 SPLITS = ("train", "val", "test")
@@ -22,8 +23,13 @@ COURSE_FILES = {
     "loc": {"pictures": "localization_{}.pt"},
     "det": {"pictures": "detection_{}.pt", "lists": "list_y_true_{}.pt"},
 }
-BOX_LEVEL = BOX_ABOVE / GAIN  # of a digit's pixel, before it is brightened
-THINNING = 1.6
+# What the course's files may be made of besides tensors, under the names that several versions pickle.
+_numpy = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+COURSE_CLASSES = [TensorDataset, Subset, np.ndarray, np.dtype, *_numpy]
+COURSE_CLASSES += [(function, f"numpy.core.multiarray.{function.__name__}") for function in _numpy]
+COURSE_CLASSES += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "u1", "i4", "i8", "?")]
+
+LEVELS = (0.37, 0.82)  # of scikit-learn's digits when enlarged: become black and full ink
 NO_INTERNET_AFTER = 4.0  # seconds to wait for MNIST's server before going on without it
 
 
@@ -35,6 +41,7 @@ class Digits:
     train_classes: Tensor  # (N,) int64
     test: Tensor
     test_classes: Tensor
+    source: str  # "mnist" or "digits"
 
 
 def course_files(folder: Path, task: str) -> list[Path]:
@@ -54,53 +61,71 @@ def course_is_there(folder: Path, task: str) -> bool:
     return not missing
 
 
-def load_course(folder: Path, task: str, split: str) -> tuple[Tensor, Tensor, list[list[Tensor]] | None]:
-    """One of the course's splits: pictures, labels, and for "det" the lists of boxes as they are in the file.
+def load_course(
+    folder: Path, task: str, split: str, log: Callable[[str], None]
+) -> tuple[Tensor, Tensor, list[Tensor] | None]:
+    """One of the course's splits: pictures, labels, and for "det" the lists of boxes, (k, 6) per picture.
 
-    Raises DataError that names the file where it is missing, damaged, or not what `data/README.md` describes.
+    Harmless oddities are mended, and `log` is told in one line per file. Raises DataError that names the file where it
+    is missing, damaged, or not what `data/README.md` describes.
     """
     path = folder / COURSE_FILES[task]["pictures"].format(split)
-    stored = load_tensors(path, classes=[TensorDataset])
-    if isinstance(stored, TensorDataset):
-        tensors = getattr(stored, "tensors", ())
-        if (
-            not isinstance(tensors, tuple)
-            or len(tensors) != 2
-            or not all(isinstance(tensor, Tensor) for tensor in tensors)
-        ):
-            found = f"{len(tensors)} tensors" if isinstance(tensors, tuple) else type(tensors).__name__
-            raise DataError(f"{path}: expected a TensorDataset of pictures and labels, found {found}")
-        pictures, labels = tensors
-    elif isinstance(stored, (list, tuple)):
-        pictures, labels = _stack_pairs(stored, path)
-    else:
-        raise DataError(f"{path}: expected a TensorDataset or a list of pairs, found {type(stored).__name__}")
-    check_split(pictures, labels, task, str(path))
-    lists = None
-    if "lists" in COURSE_FILES[task]:
-        path = folder / COURSE_FILES[task]["lists"].format(split)
-        lists = load_tensors(path)
-        if not isinstance(lists, list) or not all(_is_list(boxes) for boxes in lists):
-            raise DataError(f"{path}: expected a list of lists of boxes, found {type(lists).__name__}")
-        if len(lists) != len(pictures):
-            raise DataError(f"{path}: {len(lists)} lists of boxes but {len(pictures)} pictures")
-    return pictures, labels, lists
-
-
-def _is_list(boxes: object) -> bool:
-    return isinstance(boxes, list) or (isinstance(boxes, Tensor) and boxes.ndim > 0)
-
-
-def _stack_pairs(pairs: list | tuple, path: Path) -> tuple[Tensor, Tensor]:
-    if not len(pairs):
-        raise DataError(f"{path}: empty, expected at least one picture")
-    for number, pair in enumerate(pairs):
-        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(x, Tensor) for x in pair)):
-            raise DataError(f"{path}: entry {number} is not a pair (picture, label) of tensors")
+    stored = load_tensors(path, COURSE_CLASSES)
     try:
-        return torch.stack([picture for picture, _ in pairs]), torch.stack([label for _, label in pairs])
-    except RuntimeError as error:
-        raise DataError(f"{path}: expected pictures, and labels, all of one shape, found several") from error
+        pictures, labels = _as_pair(stored, path)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: expected pictures, and labels, all of one shape and of numbers: {error}") from error
+    notes: list[str] = []
+    pictures = mend_pictures(pictures, str(path), notes)
+    labels = mend_labels(labels, task, str(path), notes)
+    check_split(pictures, labels, task, str(path))
+    if notes:
+        log(f"{path.name}: {'; '.join(notes)}")
+    if "lists" not in COURSE_FILES[task]:
+        return pictures, labels, None
+    path = folder / COURSE_FILES[task]["lists"].format(split)
+    lists = load_tensors(path, COURSE_CLASSES)
+    if not isinstance(lists, (list, tuple)):
+        raise DataError(f"{path}: expected a list of lists of boxes, found {type(lists).__name__}")
+    if len(lists) != len(pictures):
+        raise DataError(f"{path}: {len(lists)} lists of boxes but {len(pictures)} pictures")
+    return (pictures, labels, [_as_boxes(boxes, number, path) for number, boxes in enumerate(lists)])
+
+
+def _as_pair(stored: Any, path: Path) -> tuple[Tensor, Tensor]:
+    """Pictures and labels out of a TensorDataset, a list of pairs, or a Subset of either."""
+    if isinstance(stored, Subset):
+        pictures, labels = _as_pair(stored.dataset, path)
+        return pictures[stored.indices], labels[stored.indices]
+    if isinstance(stored, TensorDataset):
+        stored = getattr(stored, "tensors", ())
+        if len(stored) != 2:
+            raise DataError(f"{path}: expected a TensorDataset of pictures and labels, found {len(stored)} tensors")
+    if not isinstance(stored, (list, tuple)):
+        raise DataError(f"{path}: expected a TensorDataset or a list of pairs, found {type(stored).__name__}")
+    if not len(stored):
+        raise DataError(f"{path}: empty, expected at least one picture")
+    if len(stored) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in stored):
+        return torch.as_tensor(stored[0]), torch.as_tensor(stored[1])
+    for number, pair in enumerate(stored):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise DataError(f"{path}: entry {number} is not a pair (picture, label)")
+    pictures, labels = zip(*stored, strict=True)
+    return torch.stack([*map(torch.as_tensor, pictures)]), torch.stack([*map(torch.as_tensor, labels)])
+
+
+def _as_boxes(boxes: Any, number: int, path: Path) -> Tensor:
+    """The boxes of one picture, (k, 6), out of a list of tensors, arrays or lists of numbers, or a tensor of them."""
+    try:
+        entries = [torch.as_tensor(box) for box in boxes]
+        found = torch.stack(entries) if entries else torch.zeros(0, 6)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: picture {number}: expected boxes of six numbers: {error}") from error
+    if found.ndim != 2 or found.shape[1] != 6:
+        raise DataError(f"{path}: picture {number}: expected boxes of six numbers, found {tuple(found.shape[1:])}")
+    return found if found.dtype == torch.float64 else found.float()
 
 
 def mnist_files(folder: Path) -> list[Path]:
@@ -168,7 +193,7 @@ def load_mnist(folder: Path) -> Digits:
                 f"and {len(part.targets)} labels"
             )
         parts += [part.data, part.targets.long()]
-    return Digits(*parts)
+    return Digits(*parts, "mnist")
 
 
 def load_digits() -> Digits:
@@ -182,11 +207,10 @@ def load_digits() -> Digits:
     digits = load()
     small = torch.from_numpy(digits.images.astype(np.float32)) / 16
     large = F.interpolate(small[:, None], size=(20, 20), mode="bicubic", align_corners=False).clamp(0, 1)
-    # Enlarged strokes are broader than MNIST's. Above the level that decides on the box they are thinned until the
-    # pictures' mean and deviation are those of pictures made from MNIST; the boxes stay.
-    excess = (large - BOX_LEVEL).clamp(min=0) / (1 - BOX_LEVEL)
-    large = large.clamp(max=BOX_LEVEL) + (1 - BOX_LEVEL) * excess**THINNING
+    # Enlarged strokes fade out softly. Stretched so, as many pixels hold ink, and full ink, as in MNIST.
+    low, high = LEVELS
+    large = ((large - low) / (high - low)).clamp(0, 1)
     pictures = F.pad(large, (4, 4, 4, 4))[:, 0].mul(255).round().byte()
     classes = torch.from_numpy(digits.target).long()
     test = torch.arange(len(classes)) % 7 == 3
-    return Digits(pictures[~test], classes[~test], pictures[test], classes[test])
+    return Digits(pictures[~test], classes[~test], pictures[test], classes[test], "digits")

@@ -27,6 +27,7 @@ import models  # noqa: E402  (found only once the project's folder is on the pat
 import training  # noqa: E402
 import utils  # noqa: E402
 from data import labels, perturb  # noqa: E402
+from data.checks import REFERENCE_TOLERANCE  # noqa: E402
 from training import results as published  # noqa: E402
 
 SOURCE = HOME / "report" / "report.typ"
@@ -60,7 +61,7 @@ def figure_files(results: dict[str, Any], folder: Path) -> dict[str, dict[str, s
 def check_results(results: dict[str, Any], where: Path) -> None:
     """Raise NotReady unless both tasks' results are there, as `Lab.save` writes them."""
     needed = ("profile", "source", "pictures", "normalization", "networks", "selected", "test")
-    needed += ("reference", "study")
+    needed += ("reference", "study", "baselines", "checks")
     for task in TASKS:
         missing = [name for name in needed if name not in results.get(task, {})]
         if missing:
@@ -82,14 +83,16 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
         "map_threshold": inspect.signature(utils.mean_average_precision).parameters["threshold"].default,
         "poor_iou": utils.POOR_IOU,
         "picture": {"height": labels.HEIGHT, "width": labels.WIDTH, "rows": labels.ROWS, "columns": labels.COLUMNS},
+        "baselines": published.BASELINES,
+        "reference_tolerance": REFERENCE_TOLERANCE,
         "digits": {
+            "middle": 28 - 2 * perturb.MARGIN,
             "rotation": perturb.ROTATION,
             "scale": perturb.SCALE,
-            "aspect": perturb.ASPECT,
-            "gain": perturb.GAIN,
-            "box_above": perturb.BOX_ABOVE,
+            "shift": [round(size) for size in perturb.SHIFT],
             "empty": perturb.EMPTY_SHARE,
-            "more": {str(number): share for number, share in perturb.MORE_DIGITS.items()},
+            "uses": perturb.USES,
+            "apart": perturb.APART,
         },
         "noise": {task: asdict(noise) for task, noise in perturb.NOISE.items()},
         "networks": {

@@ -6,6 +6,7 @@ from training.lab import Lab, Test, open_lab
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
 from training.progress import Progress
 from training.results import (
+    BASELINES,
     compare_runs,
     diagnose,
     headline,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 import data
 import models
 import utils
+from data import checks
+from training.baselines import BrightPatches, trivial_outputs, visible_outputs
 from training.loop import overfit
 from training.progress import Progress
 from training.results import diverged, load_published, published_results, save_histories, save_results
@@ -47,8 +50,7 @@ class Lab:
 
     def settings_for(self, network: type[nn.Module]) -> Settings:
         """The recipe that the profile has for a network: the reference's for its own, ours for ours."""
-        settings = self.profile.own if issubclass(network, models.GridNetwork) else self.profile.settings
-        return replace(settings, epochs=self.profile.epochs.get(network.__name__, settings.epochs))
+        return self.profile.own if issubclass(network, models.GridNetwork) else self.profile.settings
 
     def overfit(self, network: type[nn.Module], pictures: int, steps: int) -> list[float]:
         """Sanity check: the losses of learning the first few training pictures by heart, see `loop.overfit`."""
@@ -80,13 +82,34 @@ class Lab:
 
     def test(self, run: Run) -> Test:
         """Score a run's best epoch on the test pictures. To be used once, when everything has been decided."""
-        labels = self.splits.test.labels
         outputs = self.infer(run.load(self.device), self.splits.test)
-        scores, average = utils.score(outputs, labels), None
-        if self.task == "det":
-            average = utils.mean_average_precision(outputs, labels)
-            scores |= average.scores
+        scores, average = self._score(outputs, self.splits.test)
         return Test(run, scores, outputs, average)
+
+    def _score(self, outputs: Tensor, split: data.Split) -> tuple[dict[str, float], utils.AveragePrecision | None]:
+        scores, average = utils.score(outputs, split.labels), None
+        if self.task == "det":
+            average = utils.mean_average_precision(outputs, split.labels)
+            scores |= average.scores
+        return scores, average
+
+    @cached_property
+    def bright_patches(self) -> BrightPatches:
+        """The baseline that learns nothing but thresholds, on training pictures."""
+        return BrightPatches.fit(self.splits.train)
+
+    def baselines(self, split: data.Split) -> dict[str, Tensor]:
+        """What can be said of pictures without a network, as a network's outputs, by name; of made pictures also what
+        an oracle says who knows which ink the noise leaves visible, and no more."""
+        outputs = {
+            "bright": self.bright_patches.outputs(split),
+            "trivial": trivial_outputs(self.splits.train, split),
+        }
+        return outputs if split.visible is None else {"visible": visible_outputs(split), **outputs}
+
+    def score_baselines(self, split: data.Split) -> dict[str, dict[str, float]]:
+        """The scores of the `baselines`, by name."""
+        return {name: self._score(outputs, split)[0] for name, outputs in self.baselines(split).items()}
 
     def compare_recipes(self, networks: Sequence[type[nn.Module]]) -> dict[str, Any] | None:
         """Which change brings what, see `study.compare_recipes`; None where the profile leaves it out."""
@@ -112,6 +135,7 @@ class Lab:
             "source": self.splits.source,
             "pictures": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
             "normalization": asdict(self.normal),
+            "checks": [check._asdict() for check in checks.compare(self.splits)],
             "networks": {
                 run.name: {
                     "parameters": models.count_parameters(run.network()),
@@ -130,6 +154,7 @@ class Lab:
             "selected": test.run.name,
             "test": test.scores,
             "reference": {"network": baseline.run.name, "test": baseline.scores},
+            "baselines": self.score_baselines(self.splits.test),
             "study": study,
         }
 

@@ -31,6 +31,13 @@ PUBLISHED = {
 # Beside them for detection: [name, mAP@[.50:.95], mAP@.50, mAP@.75], again figure by figure the best of the fourteen.
 PUBLISHED_MAP = ("best of fourteen public submissions", 0.5363, 0.9394, 0.5735)
 
+# What networks are set beside, see `training/baselines.py`.
+BASELINES = {
+    "visible": "an oracle: the box around the digit's visible ink",
+    "bright": "nothing learnt: patches of bright pixels",
+    "trivial": "nothing seen: the mean box, the commonest class",
+}
+
 
 # ---------------------------------------------------------------------------------------------- what is kept
 
@@ -122,6 +129,11 @@ def results_table(task: str, results: dict[str, Any]) -> str:
     ]
     if task == "det":
         rows[-1] += PUBLISHED_MAP[1:]
+    for key, scores in results["baselines"].items():
+        if key == "visible":  # its accuracy is given, and means nothing
+            rows.append((BASELINES[key], "", scores["iou"], "", *(scores[name] for name in names[3:])))
+        else:
+            rows.append((BASELINES[key], *(scores[name] for name in names)))
     header = ("test set", "detection & class accuracy", "box accuracy (IoU)", "mean accuracy")
     header += ("mAP@[.50:.95]", "mAP@.50", "mAP@.75") if task == "det" else ()
     return markdown_table(header, [(*row, *[""] * (len(header) - len(row))) for row in rows])

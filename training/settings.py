@@ -98,8 +98,6 @@ class Profile:
     # At most so many training pictures for a network that would take hours of a CPU: FloNet2 works with up to 100
     # channels at full size, fifty times the arithmetic of SimpleNet2.
     caps: dict[str, int] = field(default_factory=dict)
-    # Epochs for a network that gets more than the settings say.
-    epochs: dict[str, int] = field(default_factory=dict)
 
     def outcome_folder(self, name: str) -> Path:
         """Where "figures", "histories" or "weights" go: to the folder of that name for the submission's own, else to
@@ -124,12 +122,11 @@ PROFILES = {
             "long",
             "all pictures, few epochs: the full run cut short, for a CPU",
             FULL,
-            replace(REFERENCE, epochs=6),
-            replace(OWN, epochs=18),
+            replace(REFERENCE, epochs=4),
+            replace(OWN, epochs=10),
             submission=True,
             study=Study(3_000, 4, (42, 43)),
             caps={"FloNet2": 6_000},
-            epochs={"CompactNet2": 30},  # there are half as many pictures, hence steps, as in localization
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
