@@ -171,13 +171,14 @@ def match(outputs: Tensor, labels: Tensor) -> Matches:
 def box_ious(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU of each box with its partner: (M, 4) and (M, 4), both `cxcywh` in one unit -> (M,) in [0, 1].
 
-    A negative width or height, which a network may well put out, counts as 0.
+    A negative width or height, which a network may well put out, counts as 0. Nothing overlaps a box without area.
     """
     corners = []
     for values in (boxes, others):
         values = torch.cat((values[:, :2], values[:, 2:].clamp(min=0)), 1)
         corners.append(box_convert(values, "cxcywh", "xyxy")[:, None])  # (M, 1, 4): a batch of M single boxes
-    return box_iou(*corners)[:, 0, 0]  # (M, 1, 1): the diagonal alone, never the M x M matrix
+    ious = box_iou(*corners)[:, 0, 0]  # (M, 1, 1): the diagonal alone, never the M x M matrix
+    return ious.nan_to_num(0.0)  # of two boxes without area
 
 
 def score(outputs: Tensor, labels: Tensor) -> dict[str, float]:

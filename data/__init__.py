@@ -46,6 +46,7 @@ class Split:
         """The pictures that `index` chooses: one, a slice, or a list or tensor of numbers or of True and False."""
         if not isinstance(index, slice):
             index = torch.atleast_1d(torch.as_tensor(index, device="cpu"))
+            index = index if len(index) else index.long()  # of an empty list torch makes floats
         numbers = torch.arange(len(self))[index].tolist()
         lists = [self.lists[number] for number in numbers] if self.lists is not None else None
         digits, visible = (values[index] if values is not None else None for values in (self.digits, self.visible))
@@ -158,11 +159,15 @@ def _load_made(
 
 
 def _make(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> dict[str, dict[str, Tensor]]:
-    """All three splits. Training and validation get different digits of the source's training part, the same of
-    them in both tasks."""
-    train = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(digits.train)))
-    count = round(len(train) * TRAINING_SHARE)
-    pools = {"train": train[:count], "val": train[count:], "test": torch.arange(len(digits.test))}
+    """All three splits. Training and validation get different digits of the source's training part, of each class
+    nine tenths and one tenth, the same in both tasks."""
+    order = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(digits.train)))
+    parts = []
+    for category in range(labels.CLASSES["loc"]):
+        mine = order[digits.train_classes[order] == category]
+        parts.append(mine.tensor_split([round(len(mine) * TRAINING_SHARE)]))
+    train, val = map(torch.cat, zip(*parts, strict=True))
+    pools = {"train": train, "val": val, "test": torch.arange(len(digits.test))}
     made = {}
     for number, (name, pool) in enumerate(pools.items()):
         part = (digits.test, digits.test_classes) if name == "test" else (digits.train, digits.train_classes)

@@ -20,7 +20,7 @@ def shift(pictures: Tensor, labels: Tensor, max_shift: int, draws: Tensor) -> tu
     centre, half = rows[..., 1:3] * size, rows[..., 3:5] * size / 2
     low = torch.where(digit, (centre - half).round(), size).amin(1)  # (N, 2), the picture's leftmost (topmost) edge
     high = torch.where(digit, (centre + half).round(), 0.0).amax(1)
-    first, last = (-low).clamp(-max_shift, 0), (size - high).clamp(0, max_shift)
+    first, last = (-low).clamp(-max_shift, 0), (size - 1 - high).clamp(0, max_shift)  # `high` still holds ink
     step = (first + (draws.to(size) * (last - first + 1)).floor()).clamp(-max_shift, max_shift)
     moved = rows.clone()
     moved[..., 1:3] = torch.where(digit, rows[..., 1:3] + (step / size)[:, None], rows[..., 1:3])

@@ -205,5 +205,6 @@ def _draw_digits(pool: int, task: str, count: int, rng: np.random.Generator) -> 
         return torch.from_numpy(np.concatenate([*rounds, np.empty(0, dtype=np.int64)])[:needed])
     needed = math.ceil(count * PER_PICTURE * 1.02)  # so that there are enough, if the digits are
     uses = max(USES, math.ceil(needed / (1.1 * pool)))
-    chosen = rng.permutation(pool)[: math.ceil(needed / uses)]
+    about_all = uses == USES and needed > 0.9 * USES * pool
+    chosen = rng.permutation(pool)[: pool if about_all else math.ceil(needed / uses)]
     return torch.from_numpy(rng.permutation(np.repeat(chosen, uses)))

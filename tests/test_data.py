@@ -2,24 +2,29 @@
 
 import os
 import pickle
+import re
 import socket
 import threading
 import time
+from dataclasses import replace
 from itertools import combinations, product
 from operator import attrgetter
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+import torch.nn.functional as F
+from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import MNIST
+from torchvision.transforms.functional import affine
 
 import data
 from data import DataError, Split, Splits, labels, perturb, sources
+from data.files import SaveError
+from utils import as_floats
 
 TASKS = pytest.mark.parametrize("task", ["loc", "det"])
 COURSE = {task: [path.name for path in sources.course_files(data.FOLDER, task)] for task in ("loc", "det")}
-INK = 51  # of 255: what the recipe takes for a stroke when it measures the box
 three = attrgetter("train", "val", "test")
 reachable = sources._reachable
 
@@ -35,30 +40,24 @@ def load(task, folder, source="digits", sizes=(60, 20, 20)):
 
 
 def edges_of(split):
-    """Per picture (k, 4), its boxes' left, top, right and bottom in pixels."""
+    """Per picture (k, 4), the first and last column and row of its boxes: left, top, right and bottom."""
     lists = split.lists or [row[None][row[None, 0] == 1] for row in split.labels]
     boxes = [digits[:, 1:5].double() * torch.tensor((60, 48, 60, 48)) for digits in lists]
     return [torch.cat((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2), 1) for box in boxes]
 
 
 # --- made data
-@pytest.fixture(scope="module", params=["digits-loc", "digits-det", "mnist-loc", "mnist-det"])
+@pytest.fixture(scope="module", params=["loc", "det"])
 def made(request, tmp_path_factory):
-    source, task = request.param.split("-")
-    folder = tmp_path_factory.mktemp(request.param)
-    if source == "mnist":
-        if not all(path.is_file() for path in sources.mnist_files(data.FOLDER)):
-            pytest.skip("MNIST's raw files are not in data/MNIST/raw")
-        (folder / "MNIST").symlink_to(data.FOLDER / "MNIST")
-    return load(task, folder, source, (1000, 150, 150))
+    return load(request.param, tmp_path_factory.mktemp("made"), sizes=(1000, 150, 150))
 
 
 def test_made_sets_are_valid_and_share_no_digit(made):
-    pool = sources.load_digits() if made.source == "digits" else sources.load_mnist(data.FOLDER)
+    pool = sources.load_digits()
     for split, classes in zip(three(made), (pool.train_classes, pool.train_classes, pool.test_classes), strict=True):
         labels.check_split(split.pictures, split.labels, made.task, "made")
         assert split.pictures.dtype == torch.uint8
-        assert made.task == "loc" or torch.equal(labels.lists_to_grid(split.lists).float(), split.labels)
+        assert made.task == "loc" or labels.same_digits(labels.lists_to_grid(split.lists), split.labels)
         present = split.labels[..., 0] == 1
         assert torch.equal(split.digits >= 0, present)
         assert torch.equal(classes[split.digits[present]], split.labels[present][:, 5].long())
@@ -66,35 +65,69 @@ def test_made_sets_are_valid_and_share_no_digit(made):
     train, val = (set(split.digits[split.digits >= 0].tolist()) for split in (made.train, made.val))
     assert not train & val
     everything = torch.cat((pool.train, pool.test))
-    assert made.source == "mnist" or len(everything.unique(dim=0)) == len(everything) == 1797
+    assert len(everything.unique(dim=0)) == len(everything) == 1797
 
 
-def test_made_pictures_are_like_the_course_s(made):
-    """A few of the recipe's numbers: pixels' mean and deviation, share of empty pictures, digits in a picture."""
-    expected = {"loc": (0.418, 0.215, 1 / 11, 10 / 11), "det": (0.308, 0.207, 0, 1.27)}[made.task]
-    pixels, count = (made.train.pictures / 255).numpy(), np.array([len(boxes) for boxes in edges_of(made.train)])
-    assert (pixels.mean(), pixels.std(), (count == 0).mean(), count.mean()) == pytest.approx(expected, abs=0.01)
-
-
-def test_made_boxes_are_on_whole_pixels_and_apart_and_one_in_a_cell(made):
+def test_made_boxes_are_on_whole_pixels_and_8_apart_and_one_in_a_cell_however_borders_are_read(made):
     for boxes in edges_of(made.train):
         torch.testing.assert_close(boxes, boxes.round(), rtol=0, atol=1e-4)
         for one, two in combinations(boxes.round().tolist(), 2):
-            assert one[0] >= two[2] or one[2] <= two[0] or one[1] >= two[3] or one[3] <= two[1]
-            assert len({((box[0] + box[2]) // 40, (box[1] + box[3]) // 48) for box in (one, two)}) == 2
+            assert max(one[0] - two[2], two[0] - one[2], one[1] - two[3], two[1] - one[3]) >= 8
+            for dx, dy in product((0, 1), repeat=2):
+                assert len({((box[0] + box[2] - dx) // 40, (box[1] + box[3] - dy) // 48) for box in (one, two)}) == 2
 
 
 @TASKS
 def test_made_boxes_are_tight_around_the_ink(task, tmp_path, monkeypatch):
-    """To a pixel, and there is no ink outside. On a black background, where all that is not black is a digit."""
-    monkeypatch.setattr(perturb, "make_noise", lambda count, *more: torch.zeros(count, 48, 60))
+    """And there is no ink outside. On a black background, where all that is not black is a digit."""
+    monkeypatch.setattr(perturb, "make_noise", lambda count, *more: torch.zeros(count, 48, 60, dtype=torch.uint8))
     split = load(task, tmp_path, sizes=(200, 1, 1)).train
-    for picture, boxes in zip(split.pictures[:, 0] > INK, edges_of(split), strict=True):
+    for picture, boxes in zip(split.pictures[:, 0] > 0, edges_of(split), strict=True):
         for left, top, right, bottom in boxes.round().int().tolist():
-            inside = picture[top:bottom, left:right]
-            assert all(edge.any() for edge in (inside[:2], inside[-2:], inside[:, :2], inside[:, -2:]))
-            picture[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = False
+            inside = picture[top : bottom + 1, left : right + 1]
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+            inside[:] = False
         assert not picture.any()
+
+
+def test_digits_are_mapped_as_torchvision_maps_them():
+    digits = sources.load_digits().train[:40]
+    angle, scale = torch.linspace(-30, 30, 40), torch.linspace(0.7, 1.2, 40).roll(17)
+    shift = torch.stack((torch.arange(40) - 20, (torch.arange(40) * 7) % 33 - 16), 1)
+    found = perturb.affine(digits, angle.deg2rad(), scale, shift.float())
+    middle = F.pad(digits[:, 2:-2, 2:-2], (18, 18, 12, 12))
+    for number, numbers in enumerate(zip(angle.tolist(), shift.tolist(), scale.tolist(), strict=True)):
+        assert torch.equal(found[number], affine(middle[number, None], *numbers, shear=[0.0])[0])
+
+
+# Columns and rows with ink; a line one pixel wide, one cut by the picture's edges, a full picture, none.
+INK = [((7, 8), (5, 15), (7, 9.5, 0, 9)), ((50, 70), (40, 50), (54.5, 43.5, 9, 7))]
+INK += [((0, 60), (0, 48), (29.5, 23.5, 59, 47)), ((0, 0), (0, 0), (0, 0, 0, 0))]
+
+
+@pytest.mark.parametrize(("columns", "rows", "box"), INK)
+def test_a_box_reaches_from_the_first_to_the_last_pixel_with_ink(columns, rows, box):
+    ink = torch.zeros(1, 48, 60, dtype=torch.bool)
+    ink[:, slice(*rows), slice(*columns)] = True
+    assert (perturb.find_boxes(ink)[0] * torch.tensor((60, 48, 60, 48))).tolist() == pytest.approx(box)
+
+
+JOINS = [  # left, top, right, bottom of digits, and their pictures
+    ([(2, 6, 10, 14), (18, 6, 26, 14)], [0, 0]),
+    ([(2, 6, 10, 14), (17, 6, 26, 14)], [0, 1]),
+    ([(6, 2, 14, 10), (6, 18, 14, 36)], [0, 0]),  # apart in y
+    ([(0, 0, 4, 8), (13, 0, 17, 8)], [0, 1]),  # centres in one cell
+    ([(18, 0, 22, 8), (30, 0, 34, 8)], [0, 1]),  # or one on a border, which belongs to the right
+    ([(18, 0, 22, 8), (6, 0, 10, 8)], [0, 1]),  # or to the left
+    ([(2, 6, 10, 14), (2, 6, 10, 14), (30, 6, 34, 14), (50, 6, 54, 14)], [0, 1, 1, 1]),  # never to one before
+]
+
+
+@pytest.mark.parametrize(("edges", "owner"), JOINS)
+def test_a_digit_joins_the_present_picture_where_it_is_apart_and_in_a_cell_of_its_own(edges, owner):
+    left, top, right, bottom = np.array(edges).T
+    boxes = np.stack(((left + right) / 120, (top + bottom) / 96, (right - left) / 60, (bottom - top) / 48), 1)
+    assert perturb.fill_pictures(boxes).tolist() == owner
 
 
 @TASKS
@@ -115,6 +148,16 @@ def test_one_seed_gives_the_same_bytes_kept_until_they_are_damaged(task, tmp_pat
     monkeypatch.setattr(data, "SEED", data.SEED + 1)
     pictures = torch.cat([split.pictures for split in (*three(splits), *three(load(task, tmp_path)))]).flatten(1)
     assert torch.corrcoef(pictures.float()).fill_diagonal_(0).max() < 0.8, "no two pictures are alike"
+
+
+def test_pictures_that_cannot_be_kept_are_used_and_that_is_said_once(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise SaveError("read-only")
+
+    monkeypatch.setattr(data, "save_tensors", refuse)
+    told = []
+    assert len(data.load("loc", "digits", (6, 2, 2), tmp_path, told.append).train) == 6
+    assert [text for text in told if "not kept" in text] == ["data: the pictures are used but not kept: read-only"]
 
 
 # --- Split and Splits
@@ -155,21 +198,19 @@ def content(tmp_path_factory):
     return {task: [Split(s.pictures / 255, s.labels, s.lists) for s in splits] for task, splits in made.items()}
 
 
-@pytest.fixture(params=["dataset"])
-def course(request, content, tmp_path):
-    """A folder with all nine files, in one of the two pickled forms that occur."""
+@pytest.fixture
+def course(content, tmp_path):
+    """A folder with all nine files."""
     for task, splits in content.items():
         for number, split in enumerate(splits):
-            stored = TensorDataset(split.pictures, split.labels)
-            torch.save([*zip(*stored.tensors)] if request.param == "pairs" else stored, tmp_path / COURSE[task][number])
+            torch.save(TensorDataset(split.pictures, split.labels), tmp_path / COURSE[task][number])
             if task == "det":
                 torch.save([[*boxes.clone()] for boxes in split.lists], tmp_path / COURSE[task][3 + number])
     return tmp_path
 
 
 @TASKS
-@pytest.mark.parametrize("course", ["dataset", "pairs"], indirect=True)
-def test_course_files_are_loaded_in_both_forms(task, course, content):
+def test_course_files_are_loaded(task, course, content):
     """All of them, and the first where fewer are asked for, without the other task's."""
     for name in COURSE["det" if task == "loc" else "loc"]:
         (course / name).unlink()
@@ -179,9 +220,66 @@ def test_course_files_are_loaded_in_both_forms(task, course, content):
         for split, expected, size in zip(three(splits), content[task], sizes or (20, 10, 10), strict=True):
             assert torch.equal(split.pictures, expected.pictures[:size])
             assert torch.equal(split.labels, expected.labels[:size])
-            assert task == "loc" or torch.equal(labels.lists_to_grid(split.lists).float(), split.labels)
+            assert task == "loc" or labels.same_digits(labels.lists_to_grid(split.lists), split.labels)
 
 
+ODD = {
+    "float64 labels": (lambda x, y: TensorDataset(x, y.double()), "labels in torch.float64 converted"),
+    "float64": (lambda x, y: TensorDataset(x.double(), y), "pictures in torch.float64 converted"),
+    "float16": (lambda x, y: TensorDataset(x.half(), y), "pictures in torch.float16 converted"),
+    "uint8": (lambda x, y: TensorDataset((x * 255).round().byte(), y), ""),
+    "no channel": (lambda x, y: TensorDataset(x[:, 0], y), "pictures without a channel got one"),
+    "pairs": (lambda x, y: [*zip(x, y, strict=True)], ""),
+    "pairs of arrays": (lambda x, y: [*zip(x.numpy(), y.numpy(), strict=True)], ""),
+    "pairs of lists": (lambda x, y: [*zip(x.tolist(), y.tolist(), strict=True)], ""),
+    "Subset": (lambda x, y: Subset(TensorDataset(x.flip(0), y.flip(0)), [*range(9, -1, -1)]), ""),
+    "NaN": (lambda x, y: TensorDataset(x, torch.where(y > -1, y, torch.nan)), "NaN in labels without a digit replaced"),
+    "1.4": (
+        lambda x, y: TensorDataset(x.put(x.argmax(), torch.tensor(1.4)), y),
+        r"pixels outside \[0, 1\] in 1 picture, clipped",
+    ),
+    "several": (lambda x, y: TensorDataset(x[:, 0], y.double()), ".+; .+"),
+}
+
+
+@TASKS
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_course_files_are_mended_and_that_is_said_in_one_line(task, kind, course, content):
+    change, note = ODD[kind]
+    expected, told = content[task][1], []
+    torch.save(change(expected.pictures, expected.labels), course / COURSE[task][1])
+    found = data.load(task, "course", None, course, told.append).val
+    assert re.fullmatch(f"{COURSE[task][1]}: {note}" if note else "", "\n".join(told[1:]))
+    torch.testing.assert_close(as_floats(found.pictures), expected.pictures, rtol=0, atol=1e-3)
+    assert torch.equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize("form", [tuple, torch.Tensor.clone, torch.Tensor.tolist, lambda boxes: [*boxes.numpy()]])
+def test_lists_of_boxes_may_be_of_anything(form, course, content):
+    torch.save(tuple(map(form, content["det"][1].lists)), course / "list_y_true_val.pt")
+    told = []
+    data.load("det", "course", None, course, told.append)
+    assert len(told) == 1
+
+
+PIXELS = [((5, 24, 12, 10), True), ((30, 43, 12, 12), True), ((30, 24, 0, 10), True), ((4, 24, 12, 10), False)]
+
+
+@TASKS
+@pytest.mark.parametrize(("box", "good"), PIXELS)
+def test_a_box_may_be_a_pixel_outside_or_without_a_width_but_not_two_outside(task, box, good, course):
+    rows = torch.tensor([[1, *(np.array(box) / (60, 48, 60, 48)), 1]] * 10, dtype=torch.float32)
+    grid = rows if task == "loc" else labels.lists_to_grid(rows[:, None]).float()
+    torch.save(TensorDataset(X, grid), course / COURSE[task][1])
+    torch.save([*rows[:, None]], course / "list_y_true_val.pt")
+    if good:
+        assert torch.equal(load(task, course, None).val.labels, grid)
+    else:
+        with pytest.raises(DataError, match=f"{COURSE[task][1]}: label 0: box .* is more than a pixel outside"):
+            load(task, course, None)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 ENDS_THE_PROCESS = type("Attack", (), {"__reduce__": lambda self: (os._exit, (13,))})()
 
 
@@ -189,13 +287,17 @@ ENDS_THE_PROCESS = type("Attack", (), {"__reduce__": lambda self: (os._exit, (13
 def test_a_course_file_that_cannot_be_used_is_named(task, name, course):
     path, whole = course / name, (course / name).read_bytes()
     flipped = whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
-    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], flipped, b"<!DOCTYPE html>"):
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], flipped):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=f"{name}: damaged"):
             load(task, course, "course")
+    for content, what in ((b"<!DOCTYPE html><html>", "a web page"), (POINTER, "a Git LFS pointer")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"{name}: {what}, not the file itself"):
+            load(task, course, "course")
     for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))):
-        write([(torch.zeros(1), ENDS_THE_PROCESS)], path)
-        with pytest.raises(DataError, match=f"{name}: refused, it holds more than tensors"):
+        write([(0, ENDS_THE_PROCESS)], path)
+        with pytest.raises(DataError, match=rf"{name}: refused, it asks for {os.name}\._exit, more than tensors"):
             load(task, course, "course")
     path.unlink()
     with pytest.raises(DataError, match=f"{name}: no such file"):
@@ -210,8 +312,11 @@ SOMETHING_ELSE = [
     ("localization_val.pt", TensorDataset(X), "expected a TensorDataset of pictures and labels, found 1 tensors"),
     ("localization_val.pt", {"pictures": X, "labels": Y}, "expected a TensorDataset or a list of pairs, found dict"),
     ("localization_val.pt", [], "empty, expected at least one picture"),
-    ("localization_val.pt", [(X[0], Y[0]), (X[0], 3)], "entry 1 is not a pair"),
-    ("localization_val.pt", [(X[0], Y[0]), (X[0], Y[0, :5])], "all of one shape, found several"),
+    ("localization_val.pt", [(X[0], Y[0]), 3], "entry 1 is not a pair"),
+    ("localization_val.pt", [(X[0], Y[0]), (X[0], Y[0, :5])], "expected pictures, and labels, all of one shape"),
+    ("localization_val.pt", TensorDataset(X + 128, Y), r"expected pixels in \[0, 1\], but 100% of them are outside"),
+    ("localization_val.pt", TensorDataset(X, Y[:, None, None].repeat(1, 2, 3, 1)), "belong to the other task"),
+    ("detection_val.pt", TensorDataset(X, Y), "belong to the other task"),
     ("localization_val.pt", TensorDataset(X, Y * torch.nan), "pc is nan"),
     ("list_y_true_val.pt", torch.zeros(10, 6), "expected a list of lists of boxes"),
     ("list_y_true_val.pt", [[BOX]] * 9, "9 lists of boxes but 10 pictures"),
@@ -259,13 +364,15 @@ def test_the_named_source_is_taken_or_the_first_that_is_there(course, monkeypatc
     with pytest.raises(DataError, match=r"MNIST.raw: no MNIST files, and no download without internet"):
         taken("mnist")
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "load_mnist", lambda folder: sources.load_digits())
+        patch.setattr(sources, "load_mnist", lambda folder: replace(sources.load_digits(), source="mnist"))
         patch.setattr(sources, "mnist_is_there", lambda folder: True)
         for name in sources.NAMES:
             patch.setenv("DATA_SOURCE", name)
             assert (taken(), taken("digits"), taken("course")) == (name, "digits", "course")
         patch.setenv("DATA_SOURCE", "")
         assert taken() == "course"
+        monkeypatch.setenv("DATA_DIR", str(course))  # of the course's files, where no folder is given
+        assert load("det", None, None).source == "course"
         for name in COURSE["det"]:
             (course / name).unlink()
         assert taken() == "mnist"

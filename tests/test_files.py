@@ -115,7 +115,7 @@ def test_garbage_is_called_damaged(save, load, tmp_path):
     """And not dangerous, which is kept for files that ask for code."""
     for content in (b"", b"PK", b"<!DOCTYPE html><html>Please log in</html>", bytes(3000), pickle.dumps(5)):
         (tmp_path / "file").write_bytes(content)
-        with pytest.raises(DataError, match="file: damaged or truncated, or not a "):
+        with pytest.raises(DataError, match=r"file: (damaged or truncated, or not a |a web page)"):
             load(tmp_path / "file")
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     for value in (attack, {"a": [([torch.zeros(1)], attack)]}):
         for archive in (True, False):
             torch.save(value, path, _use_new_zipfile_serialization=archive)
-            with pytest.raises(DataError, match="file: refused, it holds more than tensors"):
+            with pytest.raises(DataError, match=rf"file: refused, it asks for {os.name}\.system, more than tensors"):
                 files.load_tensors(path, [TensorDataset])
         files.save_pickle(path, value)
         with pytest.raises(DataError, match="file: refused, it asks for "):

@@ -129,8 +129,8 @@ def test_edges_snap_to_whole_pixels_in_evaluation_only(empty, place, size):
 def test_a_cell_leaves_a_centre_outside_it_to_its_neighbour():
     outputs = DET.clone()
     outputs[0, 0], outputs[0, 1:3] = 2.0, 0.5
-    outputs[0, 1, 0, 0] = 1.0  # on the right border, which belongs to the neighbour
-    outputs[0, 2, 0, 1] = 0.0  # on the upper border: its own
+    outputs[0, 1, 0, 0] = 1.001
+    outputs[0, 2, 0, 1], outputs[0, 1, 1, 2] = 0.0, 1.0  # on a border, which may be either cell's
     outputs[0, 2, 0, 2] = -0.1
     outputs[0, 0, 1, 0], outputs[0, 1, 1, 0] = -3.0, 1.5  # nothing there anyway
     network = models.PostProcess(nn.Identity(), snap_to_pixels=False, own_cell=True)

@@ -12,8 +12,7 @@ from helpers import without_measured
 
 HOME = Path(__file__).resolve().parent.parent
 TRAIN = """
-import dataclasses, json, pathlib, sys, torch
-import data, models, training, utils
+import dataclasses, json, pathlib, sys, torch, data, models, training, utils
 
 torch.set_num_threads(int(sys.argv[1]))
 found, networks = [], {"loc": (models.SimpleNet, models.CompactNet), "det": (models.SimpleNet2, models.CompactNet2)}

@@ -26,6 +26,7 @@ def found():
         "selected": "Net",
         "test": {**SCORES, "map": 0.6, "map50": 0.95, "map75": 0.7},
         "reference": {"network": "Other", "test": {**SCORES, "iou": 0.5, "map": 0.4, "map50": 0.8, "map75": 0.3}},
+        "baselines": {name: {**SCORES, "map": 0.2, "map50": 0.5, "map75": 0.1} for name in results.BASELINES},
     }
 
 
@@ -80,6 +81,8 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
     assert "network here, Other, 7 epochs | 0.9000 | 0.5000 | 0.8500 | 0.4000 | 0.8000 | 0.3000 |" in text
     assert "SkreNet2, 60 epochs | 0.8767 | 0.7810 | 0.8288 |  |" in text
     assert "cells with a digit | 0.9672 | 0.7715 | 0.8684 | 0.5363 | 0.9394 | 0.5735 |" in text
+    assert "visible ink |  | 0.8000 |  | 0.2000 | 0.5000 | 0.1000 |" in text  # an oracle's accuracy means nothing
+    assert "bright pixels | 0.9000 | 0.8000 | 0.8500 | 0.2000 | 0.5000 | 0.1000 |" in text
     assert "Profile `quick` on pictures made from MNIST, CPU, 2 threads. **This is not the full run**" in text
     assert "not the full run" not in results.headline({**found, "profile": "full"}, "loc")
 

@@ -220,7 +220,7 @@ def digest():
         (labels.cells_to_picture, "COLUMNS", "ROWS"),  # in data, used by augment, which training uses
         (utils.combined_loss, "square().mean(1)", "square().sum(1)"),
         (utils.infer, "network.eval()", "network.train()"),  # within a decorator
-        (models.PostProcess.finish, "1e-4", "1e-3"),
+        (models.PostProcess.finish, "-presence.abs()", "presence"),
         (utils.Matches.right.fget, "& (", "| ("),
         (loop.draw_batches, "100_003", "100_004"),
     ],
@@ -280,8 +280,9 @@ def test_other_settings_data_and_versions_make_another_run(sets, monkeypatch):
     recipes = [replace(SHORT, **{name: other.get(name) or value + 1}) for name, value in asdict(SHORT).items()]
     found += [folder(settings=recipe) for recipe in recipes]
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "__version__", "3.0.0")
-        found.append(folder())
+        for module, name in ((torch, "__version__"), (utils, "GIOU_WEIGHT")):
+            patch.setattr(module, name, 3.0)
+            found.append(folder())
     assert len(set(found)) == len(found)
     assert folder(splits=changed("test", "pictures")) == found[0]  # on which no number of a run depends
 
@@ -312,6 +313,7 @@ def test_what_a_lab_has_saved_a_published_lab_reads(sets, tmp_path, monkeypatch,
         monkeypatch.setattr(runs, "provenance", lambda device=device: {"device": device})
         lab = training.Lab("loc", profile)
         made = lab.train(networks)
+    assert lab.normal == utils.Normalizer.fit(lab.splits.train.pictures)  # of no other pictures
     said = capsys.readouterr().out
     assert "Tiny: trained, 24 pictures, best epoch" in said
     assert "CompactNet: loaded, 72 pictures, best epoch 1 of 1" in said

@@ -129,11 +129,10 @@ def results_table(task: str, results: dict[str, Any]) -> str:
     ]
     if task == "det":
         rows[-1] += PUBLISHED_MAP[1:]
-    for key, scores in results["baselines"].items():
-        if key == "visible":  # its accuracy is given, and means nothing
-            rows.append((BASELINES[key], "", scores["iou"], "", *(scores[name] for name in names[3:])))
-        else:
-            rows.append((BASELINES[key], *(scores[name] for name in names)))
+    for key in (key for key in BASELINES if key in results["baselines"]):
+        scores = results["baselines"][key]
+        row = (BASELINES[key], *(scores[name] for name in names))
+        rows.append((row[0], "", row[2], "", *row[4:]) if key == "visible" else row)  # which is told the class
     header = ("test set", "detection & class accuracy", "box accuracy (IoU)", "mean accuracy")
     header += ("mAP@[.50:.95]", "mAP@.50", "mAP@.75") if task == "det" else ()
     return markdown_table(header, [(*row, *[""] * (len(header) - len(row))) for row in rows])
