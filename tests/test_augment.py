@@ -21,14 +21,14 @@ def shifted(pictures, targets, max_shift, seed=0):
 
 
 def painted(targets):
-    """(N, 1, 48, 60), uint8: 0 outside the boxes, and in each box another number for each class."""
+    """(N, 1, 48, 60), uint8: 0 outside the boxes, and in each box, its last column and row too, a number per class."""
     rows = (labels.cells_to_picture(targets) if targets.ndim == 4 else targets).reshape(len(targets), -1, 6)
     pictures = torch.zeros(len(targets), 1, 48, 60, dtype=torch.uint8)
     for picture, digits in zip(pictures, rows, strict=True):
         for _, x, y, w, h, category in digits[digits[:, 0] > 0].tolist():
             top, bottom = (round((y + side * h / 2) * 48) for side in (-1, 1))
             left, right = (round((x + side * w / 2) * 60) for side in (-1, 1))
-            picture[0, top:bottom, left:right] = int(category) + 1
+            picture[0, top : bottom + 1, left : right + 1] = int(category) + 1
     return pictures
 
 

@@ -122,11 +122,11 @@ PROFILES = {
             "long",
             "all pictures, few epochs: the full run cut short, for a CPU",
             FULL,
-            replace(REFERENCE, epochs=4),
+            replace(REFERENCE, epochs=3),
             replace(OWN, epochs=10),
             submission=True,
             study=Study(3_000, 4, (42, 43)),
-            caps={"FloNet2": 6_000},
+            caps={"FloNet2": 1_500},
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
