@@ -117,16 +117,16 @@ PROFILES = {
             submission=True,
             study=Study(20_000, 10, (42, 43, 44)),
         ),
-        # The full recipe on everything, as far as two cores get in an hour or a few.
+        # Our networks on everything, for as many epochs as two cores get done in half an hour.
         Profile(
             "long",
-            "all pictures, few epochs: the full run cut short, for a CPU",
+            "all pictures and ten epochs for our networks, some of both for the reference's: half an hour of a CPU",
             FULL,
             replace(REFERENCE, epochs=3),
             replace(OWN, epochs=10),
             submission=True,
-            study=Study(3_000, 4, (42, 43)),
-            caps={"FloNet2": 1_500},
+            study=Study(1_500, 3, (42,)),
+            caps={"SkreNet": 6_000, "FloNet": 20_000, "SimpleNet": 20_000, "SkreNet2": 10_000, "FloNet2": 500},
         ),
         # Momentum, because so few steps of plain SGD leave the networks where they started.
         Profile(
