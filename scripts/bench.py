@@ -212,7 +212,8 @@ def measure_task(task: str) -> dict[str, Any]:
     digits, count = sources.load_digits(), data.FULL[task][2]
     usable = digits.train_classes < data.labels.CLASSES[task]
     chosen = digits.train[usable], digits.train_classes[usable], task, count, [1]
-    split = data.Split(*perturb.make_pictures(*chosen)[:2])
+    made = perturb.make_pictures(*chosen)
+    split = data.Split(made.pictures, made.labels)
     trained = training.load_weights(HOME / "weights" / f"{training.NAMES[task]}.pt")
     network = trained.network.to(training.choose_device(), memory_format=torch.channels_last)
     outputs = utils.infer(network, split.pictures, trained.normal).cpu()
