@@ -30,7 +30,8 @@ SHIFT = (WIDTH / 3, HEIGHT / 3)  # pixels, uniform in +-, rounded
 EMPTY_SHARE = 1 / 11  # of localization pictures
 USES = 3  # how often detection draws each zero and each one
 APART = 8  # pixels at least, in x or in y, between two boxes of a detection picture
-PER_PICTURE = 1.275  # digits in a detection picture, about what comes out
+PER_PICTURE = 1.275  # digits in a detection picture, about what comes out of MNIST's
+MARGIN_OF_DIGITS = 1.15  # more of them, so that narrower ones fill as many pictures
 
 
 @dataclass(frozen=True)
@@ -203,8 +204,11 @@ def _draw_digits(pool: int, task: str, count: int, rng: np.random.Generator) -> 
         needed = count - round(count * EMPTY_SHARE)
         rounds = [rng.permutation(pool) for _ in range(math.ceil(needed / pool))]
         return torch.from_numpy(np.concatenate([*rounds, np.empty(0, dtype=np.int64)])[:needed])
-    needed = math.ceil(count * PER_PICTURE * 1.02)  # so that there are enough, if the digits are
-    uses = max(USES, math.ceil(needed / (1.1 * pool)))
-    about_all = uses == USES and needed > 0.9 * USES * pool
-    chosen = rng.permutation(pool)[: pool if about_all else math.ceil(needed / uses)]
+    expected = count * PER_PICTURE
+    if 0.9 < expected / (USES * pool) < 1.1:
+        uses, different = USES, pool
+    else:
+        uses = max(USES, math.ceil(expected * MARGIN_OF_DIGITS / pool))
+        different = math.ceil(expected * MARGIN_OF_DIGITS / uses)
+    chosen = rng.permutation(pool)[:different]
     return torch.from_numpy(rng.permutation(np.repeat(chosen, uses)))
