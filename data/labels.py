@@ -176,14 +176,14 @@ def cells_to_picture(grid: Tensor) -> Tensor:
     return torch.stack((pc, *converted, c), -1).to(grid.dtype)
 
 
-def find_cell(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def find_cell(x: Tensor, y: Tensor, rows: int = ROWS, columns: int = COLUMNS) -> tuple[Tensor, Tensor]:
     """Column and row of the cell that a centre, in fractions of the picture, belongs to; float, in the tensors' shape.
 
     A centre on the border of two cells, as one in thirty is, belongs to the right or lower one, and on the picture's
     right or bottom edge to the last.
     """
-    column, row = ((value * count + ON_BORDER).floor() for value, count in ((x, COLUMNS), (y, ROWS)))
-    return column.clamp(0, COLUMNS - 1), row.clamp(0, ROWS - 1)
+    column, row = ((value * count + ON_BORDER).floor() for value, count in ((x, columns), (y, rows)))
+    return column.clamp(0, columns - 1), row.clamp(0, rows - 1)
 
 
 def to_cells(boxes: Tensor, column: Tensor, row: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ def count_digits(lists: Sequence[Tensor], rows: int, columns: int) -> Tensor:
     lengths = torch.tensor([len(boxes) for boxes in lists])
     boxes = torch.cat(list(lists)).double()
     picture = torch.repeat_interleave(torch.arange(len(lists)), lengths)
-    column = (boxes[:, 1] * columns + ON_BORDER).floor().clamp(max=columns - 1).long()
-    row = (boxes[:, 2] * rows + ON_BORDER).floor().clamp(max=rows - 1).long()
-    cells = torch.bincount((picture * rows + row) * columns + column, minlength=len(lists) * rows * columns)
+    column, row = find_cell(boxes[:, 1], boxes[:, 2], rows, columns)
+    place = (picture * rows + row.long()) * columns + column.long()
+    cells = torch.bincount(place, minlength=len(lists) * rows * columns)
     return cells.reshape(len(lists), rows, columns)

@@ -169,23 +169,22 @@ def make_pictures(digits: Tensor, classes: Tensor, task: str, count: int, seed: 
     noise = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, NOISE[task], rng), [*seed, 2])
     pictures = torch.cat(noise)
     visible = find_boxes(warped > pictures[owner])
-    if task == "det":
-        first = torch.cat((torch.ones(1), owner.diff())).nonzero()[:, 0]  # where each picture's digits begin
-        slot = torch.arange(len(owner)) - first[owner]
-    else:
-        slot = torch.zeros_like(owner)
-    for number in range(int(slot.max()) + 1):
-        mine = owner[slot == number]
-        pictures[mine] = torch.maximum(pictures[mine], warped[slot == number])
+    pictures.view(count, -1).scatter_reduce_(0, owner[:, None].expand(-1, HEIGHT * WIDTH), warped.flatten(1), "amax")
     true, seen = (torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1) for box in (boxes, visible))
+    return Made(pictures[:, None], *_lay_out(task, count, owner, true, seen, used))
+
+
+def _lay_out(
+    task: str, count: int, owner: Tensor, true: Tensor, seen: Tensor, used: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is known of digits (M, ...) in pictures (M,), as `Made` has it: labels, those of the visible ink, digits."""
     labels, shown = (torch.tensor(NO_DIGIT, dtype=torch.float64).repeat(count, *GRID[task], 1) for _ in range(2))
-    numbers = torch.full((count, *GRID[task]), -1)
-    at = (owner,)
+    numbers, at = torch.full((count, *GRID[task]), -1), (owner,)
     if task == "det":
         column, row = assign_cells(true, owner)
         true, seen, at = (to_cells(true, column, row), to_cells(seen, column, row), (owner, row.long(), column.long()))
     labels[at], shown[at], numbers[at] = true, seen, used
-    return Made(pictures[:, None], labels.float(), shown.float(), numbers)
+    return labels.float(), shown.float(), numbers
 
 
 def _in_chunks(count: int, make: Callable[[slice, np.random.Generator], Tensor], seed: list[int]) -> list[Tensor]:
