@@ -222,7 +222,7 @@ class GridNetwork(nn.Module):
     def cells(self, pictures: Tensor) -> Tensor:
         """(N, rows, columns, 5 + classes): logits, and boxes in fractions of the picture."""
         check_pictures(self, pictures)
-        found = self.head(self.backbone(pictures))  # (N, 5 + classes, 12, 15)
+        found = self.head(self.backbone(pictures)).float()  # (N, 5 + classes, 12, 15)
         distances = F.softplus(found[:, 1:5]) / 4  # to the left, top, right and bottom edge
         low, high = self.centres - distances[:, :2], self.centres + distances[:, 2:]
         values = torch.cat((found[:, :1], (low + high) / 2, high - low, found[:, 5:]), 1)
@@ -270,7 +270,7 @@ class BoundedBoxes(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        outputs = self.network(pictures)
+        outputs = self.network(pictures).float()  # in training layers may give bfloat16, too coarse for boxes
         columns, rows = grid_size(outputs)
         largest = per_channel(outputs, (columns, rows))
         boxes = outputs[:, 1:3].sigmoid(), outputs[:, 3:5].sigmoid() * largest

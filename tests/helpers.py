@@ -13,10 +13,11 @@ import utils
 from data.files import load_tensors
 from training import Hooks, Settings
 
-SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7)
+SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7, precision="float32")
 LONG = replace(SHORT, epochs=8, batch_size=8)
-# All that a run can hold: the optimizer's two means of every weight, a schedule, wrappers around the network.
-RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)
+# All that a run can hold: the optimizer's two means of every weight, a schedule, wrappers around the network; and the
+# other precision.
+RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7, precision="bfloat16")
 CPU = torch.device("cpu")
 
 

@@ -19,7 +19,10 @@ from scripts import bench
 @pytest.mark.parametrize(("task", "network"), [("loc", models.SimpleNet), ("det", models.SimpleNet2)])
 def test_the_plain_loop_trains_the_same(task, network, tmp_path):
     train, cpu = data.load(task, "digits", sizes=(48, 1, 1), folder=tmp_path).train, torch.device("cpu")
-    normal, settings = utils.Normalizer.fit(train.pictures), training.Settings(batch_size=8, momentum=0.9)
+    normal, settings = (
+        utils.Normalizer.fit(train.pictures),
+        training.Settings(batch_size=8, momentum=0.9, precision="float32"),
+    )
     ours, theirs = (training.build(network, settings, cpu) for _ in range(2))
     training.train_epoch(ours, train, normal, settings, lambda state, step: None)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(settings.seed * 100_003 + 1)).tolist()

@@ -20,7 +20,7 @@ for task in networks:
     splits = data.load(task, "digits", sizes=(256, 128, 64), folder=pathlib.Path(sys.argv[3]), log=lambda text: None)
     normal = utils.Normalizer.fit(splits.train.pictures)
     for network, recipe in zip(networks[task], (training.REFERENCE, training.OWN)):
-        settings = dataclasses.replace(recipe, epochs=1)
+        settings = dataclasses.replace(recipe, epochs=1, precision=sys.argv[4])
         state = training.build(network, settings, torch.device(sys.argv[2]), len(splits.train))
         history = training.train(state, splits, normal, settings)
         found.append([training.keys.describe_run(network, splits, normal, settings), history])
@@ -28,19 +28,22 @@ print(json.dumps(found))
 """
 
 
-def train(threads, device, folder):
-    command = [sys.executable, "-c", TRAIN, str(threads), device, str(folder)]
+def train(threads, device, folder, precision):
+    command = [sys.executable, "-c", TRAIN, str(threads), device, str(folder), precision]
     done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return without_measured(json.loads(done.stdout))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_one_thread_agrees_with_two_and_with_a_gpu(tmp_path, device):
+def test_one_thread_agrees_with_two_and_with_a_gpu(tmp_path, device, precision):
     """Sums in another order differ in their last bits, and every step makes more of it. These are four."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no GPU")
-    for (about, history), (same, other) in zip(train(1, "cpu", tmp_path), train(2, device, tmp_path), strict=True):
+    for (about, history), (same, other) in zip(
+        train(1, "cpu", tmp_path, precision), train(2, device, tmp_path, precision), strict=True
+    ):
         assert about == same  # normalization, data and code, whatever the hashes of this process
         for name, values in other.items():
             tolerance = {"rel": 0.05} if "loss" in name or name == "learning_rate" else {"abs": 0.05}

@@ -273,7 +273,7 @@ def test_other_settings_data_and_versions_make_another_run(sets, monkeypatch):
         tensor[3].view(-1)[2] += 1
         return replace(splits, **{part: replace(getattr(splits, part), **{name: tensor})})
 
-    other = {"optimizer": "adamw", "box_loss": "giou"}
+    other = {"optimizer": "adamw", "box_loss": "giou", "precision": "bfloat16"}
     found = [folder(), folder(models.SimpleNet), folder(splits=replace(splits, train=splits.train[:-1]))]
     found += [folder(splits=changed(*part)) for part in itertools.product(("train", "val"), ("pictures", "labels"))]
     found += [folder(normal=replace(normal, **{name: 0.25})) for name in ("mean", "std")]

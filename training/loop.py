@@ -94,7 +94,9 @@ def build(network: type[nn.Module], settings: Settings, device: torch.device, pi
     model.to(device, memory_format=torch.channels_last)  # 1.3 times as fast in training on a CPU
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), rate, momentum=settings.momentum, weight_decay=decay)
+        optimizer = torch.optim.SGD(
+            model.parameters(), rate, momentum=settings.momentum, weight_decay=decay, fused=True
+        )
     else:
         groups = [{"params": [p for p in model.parameters() if p.ndim > 1]}]
         groups += [{"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
@@ -145,7 +147,8 @@ def train_epoch(
     state.model.train()
     losses, outputs, targets = [], [], []
     for step, (pictures, labels) in enumerate(draw_batches(train, settings, state.epoch + 1), 1):
-        found = state.model(normal(pictures).contiguous(memory_format=torch.channels_last))
+        with torch.autocast(pictures.device.type, torch.bfloat16, settings.precision == "bfloat16"):
+            found = state.model(normal(pictures).contiguous(memory_format=torch.channels_last)).float()
         loss = utils.combined_loss(found, labels, settings.box_loss)
         state.optimizer.zero_grad()
         loss.total.backward()

@@ -12,9 +12,25 @@ from data import FULL
 NAMES = {"loc": "localization", "det": "detection"}
 
 
+def choose_device() -> torch.device:
+    """The CUDA GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision() -> str:
+    """ "bfloat16" where the device computes faster with it, else "float32"."""
+    if choose_device().type == "cuda":
+        good = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        good = able.get("avx512_bf16") or able.get("amx_bf16")
+    return "bfloat16" if good else "float32"
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained. The defaults are the recipe of the reference submission, but for the shuffling."""
+    """How a network is trained. The defaults are the recipe of the reference submission, but for the shuffling and,
+    on hardware that has it, for the precision."""
 
     epochs: int = 60  # the reference's validation accuracy still rises slowly after 50
     batch_size: int = 64
@@ -29,9 +45,12 @@ class Settings:
     snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
     own_cell: bool = False  # a cell does not answer for a digit whose centre it sees outside itself
     max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
+    # Of the layers in training. Weights, losses, box arithmetic and every evaluation are float32 all the same.
+    precision: str = field(default_factory=choose_precision)
 
     def __post_init__(self):
-        for name, allowed in (("optimizer", ("sgd", "adamw")), ("box_loss", utils.BOX_LOSSES)):
+        named = {"optimizer": ("sgd", "adamw"), "box_loss": utils.BOX_LOSSES, "precision": ("float32", "bfloat16")}
+        for name, allowed in named.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
         for name, low, high in (("epochs", 1, 10_000), ("batch_size", 1, 100_000), ("max_shift", 0, 24)):
@@ -62,7 +81,8 @@ def describe(settings: Settings) -> str:
         extra = f"weight decay {settings.weight_decay:g}"
     line = (
         f"{names[settings.optimizer]}, learning rate {settings.learning_rate:g}, {extra}, batches of "
-        f"{settings.batch_size}, {settings.epochs} epochs, seed {settings.seed}; box loss: {names[settings.box_loss]}"
+        f"{settings.batch_size}, {settings.epochs} epochs, seed {settings.seed}, {settings.precision}; "
+        f"box loss: {names[settings.box_loss]}"
     )
     added = {
         "one cycle of the learning rate": settings.one_cycle,
@@ -164,11 +184,6 @@ def choose_profile() -> Profile:
     if name not in PROFILES:
         raise ValueError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {name!r}")
     return PROFILES[name]
-
-
-def choose_device() -> torch.device:
-    """The CUDA GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def runs_folder() -> Path:
