@@ -1,4 +1,4 @@
-"""How fast all this is: measures it on what is there, prints tables, writes figures/bench.json and the README's part.
+"""How fast all this is: measures it on what is there, prints tables, writes figures/bench.json and docs/speed.md.
 
 python scripts/bench.py                  everything
 python scripts/bench.py data growth      these parts only; the others' figures stay as they are in bench.json
@@ -37,7 +37,7 @@ import utils  # noqa: E402
 from data import augment, files, perturb, sources  # noqa: E402
 from scripts.run import fill_in  # noqa: E402
 
-RESULTS, README = HOME / "figures" / "bench.json", HOME / "README.md"
+RESULTS, PAGE = HOME / "figures" / "bench.json", HOME / "docs" / "speed.md"
 ROUNDS = 5  # measured ones, after one that warms up
 PICTURES = 640  # in an epoch of the comparison of loops
 FEW = {"FloNet2": 128}  # 13 to 53 times the arithmetic of detection's others
@@ -136,10 +136,11 @@ def operations(network: type) -> float:
 
 
 def peak(size: int) -> float:
-    """Floating-point operations per second of a product of two float32 matrices (size, size): the machine's best just
-    now. It is also done as a 1x1 convolution, (1, size, 32, size / 32), whose places are the rows: that comes from
+    """Floating-point operations per second of a product of two matrices (size, size), in the precision of training:
+    the machine's best just now. It is also done as a 1x1 convolution, (1, size, 32, size / 32), whose places are the rows: that comes from
     another library, and the one for products does not use all that some processors offer."""
-    first, second = torch.rand(2, size, size, device=training.choose_device())
+    kind = {"device": training.choose_device(), "dtype": getattr(torch, training.REFERENCE.precision)}
+    first, second = torch.rand(2, size, size, **kind)
     places = first.view(1, 32, size // 32, size).permute(0, 3, 1, 2)
     kernels = second.T.contiguous()[..., None, None]
     ways = (lambda: first @ second), (lambda: torch.conv2d(places, kernels))
@@ -174,6 +175,7 @@ def compare_loops(network: type, processes: dict[str, Executor]) -> dict[str, An
     return {
         "ratio": rates["ours"] / rates["plain"],
         "pictures_per_second": rates,
+        "precision": recipe(network).precision,
         "peak_flops": best,
         "share_of_peak": rates["ours"] * ours.submit(operations, network).result() / best,
         "shares": ours.submit(where_time_goes, network).result(),
@@ -200,7 +202,8 @@ def training_table(found: dict[str, Any]) -> str:
     header = ("network", "ours / plain", "ours, pictures/s", "plain", "share of peak", *KINDS, "rest")
     best = statistics.median(each["peak_flops"] for each in found["networks"].values()) / 1e9
     said = f"Training with its scores, batches of 64, medians of {ROUNDS} rounds in turns. The peak, {best:,.0f} "
-    said += "GFLOP/s, is that of a product of float32 matrices; to the right of it stands where the time of ours goes."
+    said += f"GFLOP/s, is that of a product of {each['precision']} matrices; to the right of it stands where the time of "
+    said += "ours goes."
     return f"{said}\n\n{training.markdown_table(header, rows)}"
 
 
@@ -303,7 +306,7 @@ PARTS = {
 
 
 def render(results: dict[str, Any]) -> str:
-    """The README's part: what is in bench.json, part by part, each with the device it was measured on."""
+    """The tables of docs/speed.md: what is in bench.json, part by part, each with the device it was measured on."""
     return "\n\n".join(
         f"**{title}** ({results[part]['versions']['device']})\n\n{table(results[part]['found'])}"
         for part, (title, _, table) in PARTS.items()
@@ -324,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = json.dumps(results, indent=1) + "\n"
         files.atomic_write(RESULTS, lambda file, text=text: file.write(text.encode()))
         print(f"\n{table(results[part]['found'])}", flush=True)
-    fill_in(README, "speed", render(results))
+    fill_in(PAGE, "speed", render(results))
 
 
 if __name__ == "__main__":

@@ -45,19 +45,19 @@ def test_a_part_is_measured_and_the_others_stay(part, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", functools.partial(data.load, folder=tmp_path))
     changed = {"PICTURES": 16, "ROUNDS": 1, "SETS": {"loc": (models.SimpleNet,), "det": (models.CompactNet2,)}}
     changed |= {"worker": lambda **_: ThreadPoolExecutor(1), "peak": lambda size, peak=bench.peak: peak(64)}
-    changed |= {name: shutil.copy(getattr(bench, name), tmp_path / name) for name in ("RESULTS", "README")}
+    changed |= {name: shutil.copy(getattr(bench, name), tmp_path / name) for name in ("RESULTS", "PAGE")}
     for name, value in changed.items():
         monkeypatch.setattr(bench, name, value)
     before = json.loads(bench.RESULTS.read_text())
     bench.main([part])
     after = json.loads(bench.RESULTS.read_text())
     assert [name for name in bench.PARTS if before[name] != after[name]] == [part]
-    assert bench.render(after) in bench.README.read_text()
+    assert bench.render(after) in bench.PAGE.read_text()
 
 
-def test_the_readme_shows_what_was_measured():
+def test_the_page_shows_what_was_measured():
     results = json.loads(bench.RESULTS.read_text())
-    assert bench.render(results) in bench.README.read_text()
+    assert bench.render(results) in bench.PAGE.read_text()
     for name, each in results["training"]["found"]["networks"].items():
         assert each["ratio"] > 1
         assert max(each["shares"], key=each["shares"].get) == ("linear" if name == "SkreNet" else "convolution")
