@@ -137,8 +137,8 @@ def operations(network: type) -> float:
 
 def peak(size: int) -> float:
     """Floating-point operations per second of a product of two matrices (size, size), in the precision of training:
-    the machine's best just now. It is also done as a 1x1 convolution, (1, size, 32, size / 32), whose places are the rows: that comes from
-    another library, and the one for products does not use all that some processors offer."""
+    the machine's best just now. It is also done as a 1x1 convolution, (1, size, 32, size / 32), whose places are the
+    rows: that comes from another library, and the one for products does not use all that some processors offer."""
     kind = {"device": training.choose_device(), "dtype": getattr(torch, training.REFERENCE.precision)}
     first, second = torch.rand(2, size, size, **kind)
     places = first.view(1, 32, size // 32, size).permute(0, 3, 1, 2)
@@ -202,8 +202,8 @@ def training_table(found: dict[str, Any]) -> str:
     header = ("network", "ours / plain", "ours, pictures/s", "plain", "share of peak", *KINDS, "rest")
     best = statistics.median(each["peak_flops"] for each in found["networks"].values()) / 1e9
     said = f"Training with its scores, batches of 64, medians of {ROUNDS} rounds in turns. The peak, {best:,.0f} "
-    said += f"GFLOP/s, is that of a product of {each['precision']} matrices; to the right of it stands where the time of "
-    said += "ours goes."
+    said += f"GFLOP/s, is that of a product of {each['precision']} matrices; to the right of it stands where the time "
+    said += "of ours goes."
     return f"{said}\n\n{training.markdown_table(header, rows)}"
 
 
