@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.labels import COLUMNS, HEIGHT, ON_BORDER, ROWS, WIDTH
+from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH, to_cells
 
 PICTURE = (1, HEIGHT, WIDTH)  # channel, height, width
 
@@ -165,6 +165,12 @@ class FloNet2(Network):
 # ---------------------------------------------------------------------------------------------- this project's own
 
 
+DISTANCES = 24  # pixels to an edge that a place can name; the largest digits are 34 wide
+LEAST_VARIANCE = 0.02  # of a centre, in square pixels: it is never quite known
+FAR = 1000.0  # pixels
+LOGISTIC = 1.7  # a logistic function so much steeper is nearly the normal distribution's
+
+
 def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """3x3 convolution without bias, batch norm, ReLU; stride 2 halves height and width, rounding up."""
     return nn.Sequential(
@@ -173,21 +179,21 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Pictures (N, 1, 48, 60) -> features (N, 64, 12, 15), each of which has seen the whole of the largest digit.
+    """Pictures (N, 1, 48, 60) -> features (N, width, 12, 15), each of which has seen the whole of the largest digit.
 
     Down to 3x4 for context and up again for place, as in a feature pyramid (Lin et al., 2017). Nothing works at full
     size: the first step folds every 2x2 pixels into four channels, which loses nothing and saves three quarters of
     the arithmetic.
     """
 
-    def __init__(self):
+    def __init__(self, width: int):
         super().__init__()
         self.stage2 = nn.Sequential(nn.PixelUnshuffle(2), block(4, 32), block(32, 32))  # 48x60 -> 24x30
-        self.stage4 = nn.Sequential(block(32, 64, stride=2), block(64, 64))  # 24x30 -> 12x15
-        self.stage8 = nn.Sequential(block(64, 128, stride=2), block(128, 128))  # 12x15 -> 6x8
-        self.stage16 = nn.Sequential(block(128, 128, stride=2), block(128, 128))  # 6x8 -> 3x4
-        self.lateral = nn.Conv2d(128, 64, 1)  # 6x8
-        self.merge = block(64, 64)  # 12x15
+        self.stage4 = nn.Sequential(block(32, width, stride=2), block(width, width))  # 24x30 -> 12x15
+        self.stage8 = nn.Sequential(block(width, 2 * width, stride=2), block(2 * width, 2 * width))  # 12x15 -> 6x8
+        self.stage16 = nn.Sequential(block(2 * width, 2 * width, stride=2), block(2 * width, 2 * width))  # 6x8 -> 3x4
+        self.lateral = nn.Conv2d(2 * width, width, 1)  # 6x8
+        self.merge = block(width, width)  # 12x15
 
     def forward(self, pictures: Tensor) -> Tensor:
         quarter = self.stage4(self.stage2(pictures))  # 12x15
@@ -196,42 +202,142 @@ class Backbone(nn.Module):
         return self.merge(quarter + F.interpolate(self.lateral(eighth), size=quarter.shape[-2:]))  # 6x8 -> 12x15
 
 
+class Edges(NamedTuple):
+    """How likely each edge of a cell's box lies in each column or row of pixels; sums over the last axis are 1."""
+
+    left: Tensor  # (N, rows, columns, 60), as `right`
+    right: Tensor
+    top: Tensor  # (N, rows, columns, 48), as `bottom`
+    bottom: Tensor
+
+    def means(self) -> list[Tensor]:
+        """Each edge's mean, (N, rows, columns), in pixels."""
+        return [(chance * _pixels(chance)).sum(-1) for chance in self]
+
+    def distances(self, power: int) -> list[Tensor]:
+        """The mean of each edge's distance from its mean, to a power: the second gives its variance."""
+        return [
+            (chance * (_pixels(chance) - mean[..., None]).abs() ** power).sum(-1)
+            for chance, mean in zip(self, self.means(), strict=True)
+        ]
+
+
+def _pixels(chance: Tensor) -> Tensor:
+    """The numbers of the pixels that the last axis stands for, (60,) or (48,)."""
+    return torch.arange(chance.shape[-1], device=chance.device, dtype=chance.dtype)
+
+
+class Answers(NamedTuple):
+    """What a `GridNetwork` says in training."""
+
+    outputs: Tensor  # as those of every network
+    edges: Edges
+
+
 class GridNetwork(nn.Module):
     """One digit per cell of a grid of rows x columns, found by letting every place of the picture speak.
 
-    Each of the backbone's 12x15 places says how surely the digit of its cell has its centre there, how far the box's
-    four edges lie from it, and which class it is. A cell's answer is the mean over its places, weighted by the softmax
-    of that certainty; its presence logit is their log-sum-exp. So the same weights find a digit wherever it lies, as
-    in FCOS (Tian et al., 2019), but there is one box per cell and no suppression, and training needs no rule that
-    assigns boxes to places: the loss of the cell's answer reaches the certainties too. Widths and heights are positive.
+    Each of the backbone's 12x15 places says how surely the digit of its cell has its centre about there, which class it
+    is, and for each of the box's four edges how likely it lies 0, 1, 2 ... pixels away: edges lie on whole pixels, and
+    where ink is faint there is more than one likely place for them (distributions in place of numbers as in
+    generalised focal loss, Li et al., 2020). A cell's answer is the mean over its places, weighted by the softmax of
+    their certainty. So the same weights find a digit wherever it lies, as in FCOS (Tian et al., 2019), but there is one
+    box per cell and no suppression, and training needs no rule that assigns boxes to places: the loss of the cell's
+    answer reaches the certainties too.
+
+    A cell's presence is the log-sum-exp of its places' certainties: there is a place that is sure. Where there are
+    several cells, it is multiplied by the probability that the centre, halfway between the edges, lies in this cell.
+
+    In training it returns `Answers`. In evaluation it returns outputs alone, and the presence is the lower the less
+    sure the edges are, so that good boxes rank first; but for that it never falls below one half.
     """
 
     bounded = True  # boxes need no further squashing
+    width = 64  # channels at a quarter of the picture's size; half of that before and twice after it
 
     def __init__(self, rows: int, columns: int, classes: int):
         super().__init__()
-        self.rows, self.columns = rows, columns
-        self.backbone = Backbone()
-        self.head = nn.Conv2d(64, 5 + classes, 1)  # 12x15
+        self.rows, self.columns, self.classes = rows, columns, classes
+        self.backbone = Backbone(self.width)
+        self.head = nn.Conv2d(self.width, 1 + classes + 4 * DISTANCES, 1)  # 12x15
         nn.init.zeros_(self.head.bias)
         places = 12 * 15 // (rows * columns)
         nn.init.constant_(self.head.bias[:1], -math.log(places))  # every presence begins at about one half
-        y, x = torch.meshgrid((torch.arange(12) + 0.5) / 12, (torch.arange(15) + 0.5) / 15, indexing="ij")
-        self.register_buffer("centres", torch.stack((x, y)), persistent=False)  # (2, 12, 15), fractions of the picture
+        self.register_buffer("across", reach(15, WIDTH), persistent=False)
+        self.register_buffer("down", reach(12, HEIGHT), persistent=False)
 
-    def cells(self, pictures: Tensor) -> Tensor:
-        """(N, rows, columns, 5 + classes): logits, and boxes in fractions of the picture."""
+    def cells(self, pictures: Tensor) -> tuple[Tensor, Tensor, Edges]:
+        """Presence logits (N, rows, columns), class logits (N, rows, columns, classes), and edges."""
         check_pictures(self, pictures)
-        found = self.head(self.backbone(pictures)).float()  # (N, 5 + classes, 12, 15)
-        distances = F.softplus(found[:, 1:5]) / 4  # to the left, top, right and bottom edge
-        low, high = self.centres - distances[:, :2], self.centres + distances[:, 2:]
-        values = torch.cat((found[:, :1], (low + high) / 2, high - low, found[:, 5:]), 1)
-        count, channels = values.shape[:2]
-        values = values.reshape(count, channels, self.rows, 12 // self.rows, self.columns, 15 // self.columns)
-        values = values.permute(0, 2, 4, 1, 3, 5).flatten(4)  # (N, rows, columns, 5 + classes, places)
-        certainty = values[..., :1, :]
-        answers = (values[..., 1:, :] * certainty.softmax(-1)).sum(-1)
-        return torch.cat((certainty.logsumexp(-1), answers), -1)
+        found = self.head(self.backbone(pictures)).float()  # (N, 1 + classes + 4 * DISTANCES, 12, 15)
+        found = found.unflatten(3, (self.columns, -1)).unflatten(2, (self.rows, -1))
+        found = found.permute(0, 2, 4, 3, 5, 1)  # (N, rows, columns, places down, places across, ...)
+        certainty, category, edges = found.split((1, self.classes, 4 * DISTANCES), -1)
+        certainty = certainty.flatten(3)  # (N, rows, columns, places)
+        weight = certainty.softmax(-1).view(found.shape[:-1])
+        category = torch.einsum("nrcyx,nrcyxk->nrck", weight, category)
+        likely = edges.unflatten(-1, (4, DISTANCES)).softmax(-1)
+        sides = torch.einsum("nrcyx,nrcyxed->nrcexd", weight, likely[..., :2, :])
+        sides = torch.einsum(
+            "nrcexd,ecxdp->nrcep", sides, self.across.unflatten(1, (self.columns, -1))
+        )  # (N, rows, columns, 2, 60)
+        ends = torch.einsum("nrcyx,nrcyxed->nrceyd", weight, likely[..., 2:, :])
+        ends = torch.einsum(
+            "nrceyd,erydp->nrcep", ends, self.down.unflatten(1, (self.rows, -1))
+        )  # (N, rows, columns, 2, 48)
+        return certainty.logsumexp(-1), category, Edges(*sides.unbind(-2), *ends.unbind(-2))
+
+    def forward(self, pictures: Tensor) -> Tensor | Answers:
+        presence, category, edges = self.cells(pictures)
+        left, right, top, bottom = edges.means()
+        if self.rows * self.columns > 1:
+            presence = self.claim(presence, edges)
+        if not self.training:
+            presence = rank(presence, edges)
+        box = ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT)
+        outputs = torch.cat((torch.stack((presence, *box), -1), category), -1)  # (N, rows, columns, 5 + classes)
+        outputs = self.lay_out(outputs)
+        return Answers(outputs, edges) if self.training else outputs
+
+    def lay_out(self, cells: Tensor) -> Tensor:
+        """Answers (N, rows, columns, 5 + classes), boxes in fractions of the picture -> outputs of the task."""
+        raise NotImplementedError
+
+    def claim(self, presence: Tensor, edges: Edges) -> Tensor:
+        """Logits of a digit in sight -> logits of a digit in sight whose centre lies in this cell."""
+        means, variances = edges.means(), edges.distances(2)
+        log_inside = torch.zeros_like(presence)
+        for axis, (size, count) in enumerate(((WIDTH, self.columns), (HEIGHT, self.rows))):
+            first, second = 2 * axis, 2 * axis + 1
+            centre = (means[first] + means[second]) / 2
+            spread = ((variances[first] + variances[second]) / 4 + LEAST_VARIANCE).sqrt()
+            # Centres lie on half pixels. One on a border belongs to the right or lower cell, see `labels.find_cell`.
+            borders = torch.arange(count + 1, device=centre.device) * (size / count) - 0.25
+            borders[0], borders[-1] = -FAR, FAR
+            borders = borders[:, None] if axis else borders  # along the rows, or along the columns
+            for distance in (centre - borders[:-1], borders[1:] - centre):
+                log_inside = log_inside + F.logsigmoid(LOGISTIC * distance / spread)
+        # The logit of sigmoid(presence) * inside, without leaving the logarithms.
+        log_outside = torch.log(-torch.expm1(log_inside.clamp(max=-1e-6)))
+        return presence + log_inside - F.softplus(presence + log_outside)
+
+
+def rank(presence: Tensor, edges: Edges) -> Tensor:
+    """Logits of presence -> logits of presence times about the IoU to be expected; where a digit is found, what it has
+    above one half. The IoU: of each side, its length over itself and the errors expected at its two ends."""
+    (left, right, top, bottom), errors = edges.means(), edges.distances(1)
+    width, height = (right - left).clamp(min=1), (bottom - top).clamp(min=1)
+    expected = width / (width + errors[0] + errors[1]) * height / (height + errors[2] + errors[3])
+    chance = presence.sigmoid()
+    return torch.logit(torch.where(chance > 0.5, 0.5 + (chance - 0.5) * expected, chance * expected), eps=1e-6)
+
+
+def reach(places: int, size: int) -> Tensor:
+    """(2, places, DISTANCES, size): 1 for the pixel, of `size` in a row, that lies so far before (behind) the middle of
+    one of the places, four pixels each; 0 for all others. What lies beyond the picture's edge counts for the edge."""
+    middle, distance = 4 * torch.arange(places)[:, None], torch.arange(DISTANCES) - 2  # small boxes lie to one side
+    pixels = torch.stack((middle + 2 - distance, middle + 1 + distance)).clamp(0, size - 1)
+    return F.one_hot(pixels, size).float()
 
 
 class CompactNet(GridNetwork):
@@ -240,23 +346,20 @@ class CompactNet(GridNetwork):
     def __init__(self):
         super().__init__(1, 1, 10)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.cells(pictures).flatten(1)  # (N, 1, 1, 15) -> (N, 15)
+    def lay_out(self, cells: Tensor) -> Tensor:
+        return cells.flatten(1)  # (N, 1, 1, 15) -> (N, 15)
 
 
 class CompactNet2(GridNetwork):
     """Detection: the same, for each cell of the 2x3 grid."""
 
     def __init__(self):
-        super().__init__(2, 3, 1)
-        row, column = torch.meshgrid(torch.arange(2.0), torch.arange(3.0), indexing="ij")
-        zero = torch.zeros(2, 3)
-        # pc, x, y, w, h, class: from fractions of the picture to units of the cell
-        self.register_buffer("scale", torch.tensor((1.0, 3, 2, 3, 2, 1)), persistent=False)
-        self.register_buffer("offset", torch.stack((zero, column, row, zero, zero, zero), -1), persistent=False)
+        super().__init__(ROWS, COLUMNS, 1)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return (self.cells(pictures) * self.scale - self.offset).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
+    def lay_out(self, cells: Tensor) -> Tensor:
+        column = torch.arange(COLUMNS, device=cells.device).expand(ROWS, COLUMNS)
+        row = torch.arange(ROWS, device=cells.device)[:, None].expand(ROWS, COLUMNS)
+        return to_cells(cells, column, row).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
 
 
 # ---------------------------------------------------------------------------------------------- what finishes boxes
@@ -278,36 +381,27 @@ class BoundedBoxes(nn.Module):
 
 
 class PostProcess(nn.Module):
-    """A network whose answers are finished in evaluation; in training it is the network alone.
+    """A network whose boxes are snapped to whole pixels in evaluation, where labels have their edges.
 
-    snap_to_pixels: every edge is moved to the nearest border between pixels, where labels have theirs. Not in
-    training, since rounding has no gradient.
-    own_cell: the presence of a digit whose centre the cell itself puts outside the cell is turned into absence, p into
-    1 - p: the neighbour answers for it.
+    In training it is the network alone, since rounding has no gradient.
     """
 
-    def __init__(self, network: nn.Module, snap_to_pixels: bool, own_cell: bool):
+    def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.snap_to_pixels, self.own_cell = snap_to_pixels, own_cell
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, pictures: Tensor) -> Tensor | Answers:
         outputs = self.network(pictures)
         return outputs if self.training else self.finish(outputs)
 
-    def finish(self, outputs: Tensor) -> Tensor:
-        """Outputs (N, 15) or (N, 6, 2, 3), as the network gives them -> the same, finished."""
-        presence, centre, size = outputs[:, :1], outputs[:, 1:3], outputs[:, 3:5]
-        if self.snap_to_pixels:
-            columns, rows = grid_size(outputs)
-            pixels = per_channel(outputs, (WIDTH / columns, HEIGHT / rows))  # a cell is a whole number of them
-            low, high = (((centre + sign * size / 2) * pixels).round() / pixels for sign in (-1, 1))
-            centre, size = (low + high) / 2, high - low
-        if self.own_cell:
-            # A centre on a border may be either cell's, see `labels.assign_cells`.
-            inside = ((centre > -ON_BORDER) & (centre < 1 + ON_BORDER)).all(1, keepdim=True)
-            presence = torch.where(inside, presence, -presence.abs())
-        return torch.cat((presence, centre, size, outputs[:, 5:]), 1)
+    @staticmethod
+    def finish(outputs: Tensor) -> Tensor:
+        """Outputs (N, 15) or (N, 6, 2, 3), as the network gives them -> the same, every edge on the nearest pixel."""
+        columns, rows = grid_size(outputs)
+        pixels = per_channel(outputs, (WIDTH / columns, HEIGHT / rows))  # a cell is a whole number of them
+        centre, half = outputs[:, 1:3], outputs[:, 3:5] / 2
+        low, high = (((centre + sign * half) * pixels).round() / pixels for sign in (-1, 1))
+        return torch.cat((outputs[:, :1], (low + high) / 2, high - low, outputs[:, 5:]), 1)
 
 
 def grid_size(outputs: Tensor) -> tuple[int, int]:

@@ -98,15 +98,36 @@ def as_pictures(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 BOX_LOSSES = ("mse", "giou")
-L1_WEIGHT, GIOU_WEIGHT = 5.0, 1.0  # of the box loss "giou"; L1 keeps boxes that do not overlap at all moving
+LEAST_CHANCE = 1e-6  # so that an edge which a network thinks impossible has a finite loss
 
 
-def combined_loss(outputs: Tensor, labels: Tensor, box_loss: str = "mse") -> Loss:
+class LossWeights(NamedTuple):
+    """What the parts of the loss are multiplied with."""
+
+    l1: float = 5.0  # of the box loss "giou"; keeps boxes that do not overlap at all moving
+    giou: float = 1.0  # of the box loss "giou"
+    edges: float = 0.5
+    category: float = 1.0
+
+
+DEFAULT_WEIGHTS = LossWeights()
+
+
+def combined_loss(
+    outputs: Tensor,
+    labels: Tensor,
+    box_loss: str = "mse",
+    edges: Sequence[Tensor] | None = None,
+    weights: LossWeights = DEFAULT_WEIGHTS,
+) -> Loss:
     """Binary cross-entropy on pc over all pictures (cells), plus the box loss on x, y, w, h and the class loss
     (cross-entropy in localization, binary in detection) over those with a digit.
 
     box_loss: "mse", the mean squared error, or "giou", the weighted sum of L1 in fractions of the picture and the
     generalised IoU loss (Rezatofighi et al., 2019; the pair as in DETR, Carion et al., 2020).
+    edges: where a network gives them, the probabilities of the left, right, top and bottom edge over columns or rows
+    of pixels, (N, 1, 1, 60) or (N, 1, 1, 48) in localization, (N, 2, 3, ...) in detection. The mean of the four
+    cross-entropies is added to the box loss. weights: see `LossWeights`.
 
     Where there is no digit the last five numbers of a label are not read, whatever they are. Nothing here waits for
     the device: pictures without a digit are weighted by 0 instead of being left out. Without any digit the last two
@@ -121,22 +142,37 @@ def combined_loss(outputs: Tensor, labels: Tensor, box_loss: str = "mse") -> Los
     if box_loss == "mse":
         box = (outputs[:, 1:5] - target[:, 1:5]).square().mean(1)
     else:
-        box = _giou_loss(outputs[:, 1:5], torch.where(digit[:, None] > 0, labels[:, 1:5], 0.5), task)
+        box = _giou_loss(outputs[:, 1:5], torch.where(digit[:, None] > 0, labels[:, 1:5], 0.5), task, weights)
+    if edges is not None:
+        box = box + weights.edges * _edge_loss(edges, digit, labels[:, 1:5], task)
     if task == "loc":
         category = F.cross_entropy(outputs[:, 5:], target[:, 5].long(), reduction="none")
     else:
         category = F.binary_cross_entropy_with_logits(outputs[:, 5], target[:, 5], reduction="none")
-    box, category = ((term * digit).sum() / count for term in (box, category))
+    box, category = ((term * digit).sum() / count for term in (box, weights.category * category))
     return Loss(pc + box + category, pc, box, category)
 
 
-def _giou_loss(boxes: Tensor, targets: Tensor, task: str) -> Tensor:
+def _giou_loss(boxes: Tensor, targets: Tensor, task: str, weights: LossWeights) -> Tensor:
     """(M, 4) and (M, 4) `cxcywh` in the task's units -> (M,)."""
     size = (1.0, 1.0, 1.0, 1.0) if task == "loc" else (1 / COLUMNS, 1 / ROWS, 1 / COLUMNS, 1 / ROWS)
     distance = ((boxes - targets) * boxes.new_tensor(size)).abs().sum(1)
     corners = (box_convert(values, "cxcywh", "xyxy") for values in (boxes, targets))
     # GIoU is the same in cells as in fractions of the picture: areas of both boxes scale alike.
-    return L1_WEIGHT * distance + GIOU_WEIGHT * generalized_box_iou_loss(*corners)
+    return weights.l1 * distance + weights.giou * generalized_box_iou_loss(*corners)
+
+
+def _edge_loss(edges: Sequence[Tensor], digit: Tensor, boxes: Tensor, task: str) -> Tensor:
+    """The edges of `combined_loss`, digits (M,), boxes (M, 4) `cxcywh` in the task's units -> (M,)."""
+    boxes = torch.where(digit[:, None] > 0, boxes, 0.5)
+    if task == "det":
+        boxes = cells_to_picture(F.pad(boxes, (1, 1)).view(-1, ROWS, COLUMNS, 6))[..., 1:5].reshape(-1, 4)
+    left, top, right, bottom = box_convert(boxes, "cxcywh", "xyxy").T
+    losses = []
+    for chance, edge, size in zip(edges, (left, right, top, bottom), (WIDTH, WIDTH, HEIGHT, HEIGHT), strict=True):
+        pixel = (edge * size).round().long().clamp(0, size - 1)[:, None]
+        losses.append(-torch.log(chance.reshape(-1, size).gather(1, pixel)[:, 0] + LEAST_CHANCE))
+    return torch.stack(losses).mean(0)
 
 
 # ---------------------------------------------------------------------------------------------- measure

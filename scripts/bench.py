@@ -109,7 +109,9 @@ def plain_epoch(
             draws = torch.rand(len(pictures), 2, device=device)
             pictures, labels = augment.shift(pictures, labels, settings.max_shift, draws)
         state.optimizer.zero_grad()
-        loss = utils.combined_loss(model(pictures), labels, settings.box_loss).total
+        found = model(pictures)
+        found, edges = found if isinstance(found, models.Answers) else (found, None)
+        loss = utils.combined_loss(found, labels, settings.box_loss, edges, settings.loss_weights).total
         loss.backward()
         state.optimizer.step()
         if state.schedule:
@@ -131,7 +133,7 @@ def operations(network: type) -> float:
     """Floating-point operations that training needs per picture: those of convolutions and linear layers, forwards
     and backwards."""
     with FlopCounterMode(display=False) as counter:
-        network()(torch.rand(8, *models.PICTURE)).sum().backward()
+        network().eval()(torch.rand(8, *models.PICTURE)).sum().backward()
     return counter.get_total_flops() / 8
 
 

@@ -79,7 +79,7 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
         "published_map": published.PUBLISHED_MAP,
         "profiles": {name: asdict(profile) for name, profile in training.PROFILES.items()},
         "recipes": {"reference": asdict(training.REFERENCE), "new": asdict(training.OWN)},
-        "loss": {"l1": utils.L1_WEIGHT, "giou": utils.GIOU_WEIGHT},
+        "loss": utils.DEFAULT_WEIGHTS._asdict(),
         "map_threshold": inspect.signature(utils.mean_average_precision).parameters["threshold"].default,
         "poor_iou": utils.POOR_IOU,
         "picture": {"height": labels.HEIGHT, "width": labels.WIDTH, "rows": labels.ROWS, "columns": labels.COLUMNS},
@@ -111,7 +111,14 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
         "parameters": models.count_parameters(made),
         "layers": [[name_layer(layer), "×".join(map(str, layer.size))] for layer in layers],
         "summary": shorten(layers),
-        "grid": {"rows": made.rows, "columns": made.columns, "stages": stage_sizes(made)} if grid else None,
+        "grid": {
+            "rows": made.rows,
+            "columns": made.columns,
+            "outputs": 5 + made.classes,
+            "stages": stage_sizes(made),
+        }
+        if grid
+        else None,
     }
 
 

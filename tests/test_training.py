@@ -92,7 +92,6 @@ def test_training_pictures_are_shifted_anew_in_every_epoch(sets):
 def test_networks_are_assembled_as_the_settings_say():
     net = loop.assemble(models.SkreNet, RICH)
     assert isinstance(net, models.PostProcess)
-    assert (net.snap_to_pixels, net.own_cell) == (True, True)
     assert isinstance(net.network, models.BoundedBoxes)
     assert isinstance(loop.assemble(models.CompactNet, RICH).network, models.CompactNet)  # needs no second bound
     assert isinstance(loop.assemble(models.SkreNet, SHORT), models.SkreNet)
@@ -100,7 +99,7 @@ def test_networks_are_assembled_as_the_settings_say():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("optimizer", "adam"), ("box_loss", "iou"), ("epochs", 0), ("batch_size", 0), ("max_shift", 25)],
+    [("optimizer", "adam"), ("box_loss", "iou"), ("epochs", 0), ("batch_size", 0), ("max_shift", 25), ("warm_up", 0.0)],
 )
 def test_settings_that_make_no_sense(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*, found {value!r}$"):
@@ -220,7 +219,7 @@ def digest():
         (labels.cells_to_picture, "COLUMNS", "ROWS"),  # in data, used by augment, which training uses
         (utils.combined_loss, "square().mean(1)", "square().sum(1)"),
         (utils.infer, "network.eval()", "network.train()"),  # within a decorator
-        (models.PostProcess.finish, "-presence.abs()", "presence"),
+        (models.PostProcess.finish, ".round()", ".floor()"),
         (utils.Matches.right.fget, "& (", "| ("),
         (loop.draw_batches, "100_003", "100_004"),
     ],
@@ -234,7 +233,7 @@ def test_changed_code_makes_another_run(monkeypatch, function, old, new):
 
 def test_changed_constants_and_defaults_make_another_run(monkeypatch):
     found = [digest()]
-    monkeypatch.setattr(utils, "GIOU_WEIGHT", 2.0)
+    monkeypatch.setattr(utils, "LEAST_CHANCE", 2.0)
     found.append(digest())
     monkeypatch.setitem(labels.CLASSES, "det", 3)
     found.append(digest())
@@ -273,14 +272,14 @@ def test_other_settings_data_and_versions_make_another_run(sets, monkeypatch):
         tensor[3].view(-1)[2] += 1
         return replace(splits, **{part: replace(getattr(splits, part), **{name: tensor})})
 
-    other = {"optimizer": "adamw", "box_loss": "giou", "precision": "bfloat16"}
+    other = {"optimizer": "adamw", "box_loss": "giou", "precision": "bfloat16", "warm_up": 0.5}
     found = [folder(), folder(models.SimpleNet), folder(splits=replace(splits, train=splits.train[:-1]))]
     found += [folder(splits=changed(*part)) for part in itertools.product(("train", "val"), ("pictures", "labels"))]
     found += [folder(normal=replace(normal, **{name: 0.25})) for name in ("mean", "std")]
     recipes = [replace(SHORT, **{name: other.get(name) or value + 1}) for name, value in asdict(SHORT).items()]
     found += [folder(settings=recipe) for recipe in recipes]
     with monkeypatch.context() as patch:
-        for module, name in ((torch, "__version__"), (utils, "GIOU_WEIGHT")):
+        for module, name in ((torch, "__version__"), (utils, "LEAST_CHANCE")):
             patch.setattr(module, name, 3.0)
             found.append(folder())
     assert len(set(found)) == len(found)
@@ -364,7 +363,7 @@ def test_only_the_submission_goes_where_it_is_published(monkeypatch):
 def test_the_ablation_goes_from_the_reference_to_our_recipe(networks):
     task = "loc" if networks is models.LOCALIZERS else "det"
     trials = study.plan_ablation(networks[0], networks[-1], task, training.PROFILES["full"])
-    ours = replace(training.OWN, epochs=10, own_cell=task == "det")
+    ours = replace(training.OWN, epochs=10)
     assert trials[0][1:3] == (networks[0], replace(training.REFERENCE, epochs=10))
     assert trials[-1][1:3] == (networks[-1], ours)
     assert all(before[1:3] != after[1:3] for before, after in itertools.pairwise(trials))

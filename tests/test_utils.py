@@ -65,6 +65,28 @@ def masked_loss(outputs, labels):
     return pc + box + category, pc, box, category
 
 
+@pytest.mark.parametrize("task", ["loc", "det"])
+def test_edges_cost_the_logarithm_of_the_chance_that_the_true_ones_were_given(task):
+    """One digit, its edges at 12, 30, 6 and 20; what is said of places without a digit costs nothing."""
+    where = (12, 30, 6, 20)
+    box = torch.tensor([1, 21 / 60, 13 / 48, 18 / 60, 14 / 48, 1])
+    if task == "loc":
+        outputs, labels = torch.zeros(2, 15), torch.stack((box, torch.tensor(data.labels.NO_DIGIT)))
+    else:
+        outputs, labels = torch.zeros(2, 6, 2, 3), torch.tensor(data.labels.NO_DIGIT).repeat(2, 2, 3, 1)
+        labels[0, 0, 1] = torch.tensor([1, 21 / 60 * 3 - 1, 13 / 48 * 2, 18 / 60 * 3, 14 / 48 * 2, 1])
+    grid = (1, 1) if task == "loc" else (2, 3)
+    edges = [torch.full((2, *grid, size), 1e-3) for size in (60, 60, 48, 48)]
+    for chance, pixel, given in zip(edges, where, (0.5, 0.25, 1.0, 0.0)):
+        chance[(0, 0, 0) if task == "loc" else (0, 0, 1)][pixel] = given
+    without = utils.combined_loss(outputs, labels, "giou")
+    found = utils.combined_loss(outputs, labels, "giou", edges, utils.LossWeights(edges=2.0))
+    expected = (math.log(2) + math.log(4) - math.log(utils.LEAST_CHANCE)) / 4
+    assert (found.box - without.box).item() == pytest.approx(2 * expected, rel=1e-4)
+    assert (found.total - without.total).item() == pytest.approx(2 * expected, rel=1e-4)
+    assert utils.combined_loss(outputs[1:], labels[1:], "giou", [each[1:] for each in edges]).box == 0
+
+
 def loss_and_gradient(loss, outputs, *rest):
     """(4,) the loss and its terms, and the gradient of the loss in the outputs."""
     leaf = outputs.clone().requires_grad_()

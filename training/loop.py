@@ -80,9 +80,7 @@ def assemble(network: type[nn.Module], settings: Settings) -> nn.Module:
     model = network()
     if settings.bounded_boxes and not getattr(model, "bounded", False):
         model = models.BoundedBoxes(model)
-    if settings.snap_to_pixels or settings.own_cell:
-        model = models.PostProcess(model, settings.snap_to_pixels, settings.own_cell)
-    return model
+    return models.PostProcess(model) if settings.snap_to_pixels else model
 
 
 def build(network: type[nn.Module], settings: Settings, device: torch.device, pictures: int = 1) -> TrainState:
@@ -103,9 +101,9 @@ def build(network: type[nn.Module], settings: Settings, device: torch.device, pi
         optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
     schedule = None
     if settings.one_cycle:
-        # OneCycleLR divides by 0 where a fifth of the steps is one step.
-        steps = max(10, settings.epochs * math.ceil(pictures / settings.batch_size))
-        schedule = OneCycleLR(optimizer, rate, steps, pct_start=0.2, cycle_momentum=False)
+        # OneCycleLR divides by 0 where the rise is one step.
+        steps = max(math.ceil(2 / settings.warm_up), settings.epochs * math.ceil(pictures / settings.batch_size))
+        schedule = OneCycleLR(optimizer, rate, steps, pct_start=settings.warm_up, cycle_momentum=False)
     return TrainState(model, optimizer, schedule)
 
 
@@ -147,9 +145,7 @@ def train_epoch(
     state.model.train()
     losses, outputs, targets = [], [], []
     for step, (pictures, labels) in enumerate(draw_batches(train, settings, state.epoch + 1), 1):
-        with torch.autocast(pictures.device.type, torch.bfloat16, settings.precision == "bfloat16"):
-            found = state.model(normal(pictures).contiguous(memory_format=torch.channels_last)).float()
-        loss = utils.combined_loss(found, labels, settings.box_loss)
+        found, loss = find_and_compare(state.model, normal(pictures), labels, settings)
         state.optimizer.zero_grad()
         loss.total.backward()
         state.optimizer.step()
@@ -163,6 +159,16 @@ def train_epoch(
         on_step(state, step)
     check_finite(losses, state.epoch + 1, 1)
     return torch.cat(outputs), torch.cat(targets)
+
+
+def find_and_compare(
+    model: nn.Module, pictures: Tensor, labels: Tensor, settings: Settings
+) -> tuple[Tensor, utils.Loss]:
+    """The outputs of a network in training for normalised pictures (B, 1, 48, 60), and their loss."""
+    with torch.autocast(pictures.device.type, torch.bfloat16, settings.precision == "bfloat16"):
+        found = model(pictures.contiguous(memory_format=torch.channels_last))
+    outputs, edges = found if isinstance(found, models.Answers) else (found.float(), None)
+    return outputs, utils.combined_loss(outputs, labels, settings.box_loss, edges, settings.loss_weights)
 
 
 def draw_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -196,10 +202,9 @@ def overfit(
     device = batch.pictures.device
     model = build(network, settings, device).model
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)  # gets there in fewer steps than plain SGD
-    pictures = normal(batch.pictures).contiguous(memory_format=torch.channels_last)
-    losses = []
+    pictures, losses = normal(batch.pictures), []
     for _ in range(steps):
-        loss = utils.combined_loss(model(pictures), batch.labels).total
+        loss = find_and_compare(model, pictures, batch.labels, settings)[1].total
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

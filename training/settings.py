@@ -39,21 +39,31 @@ class Settings:
     seed: int = 42  # initial weights, and the order of the pictures in every epoch
     optimizer: str = "sgd"  # or "adamw", which scales the step of every weight by itself
     weight_decay: float = 0.0  # of kernels and matrices; never of biases and batch norm
-    one_cycle: bool = False  # learning rate up to its value in the first fifth and down to nothing at the end
+    one_cycle: bool = False  # learning rate up to its value and down to nothing at the end
+    warm_up: float = 0.2  # share of the cycle in which it rises
     bounded_boxes: bool = False  # a sigmoid on x, y, w, h; GIoU has no gradient for boxes of negative size
     box_loss: str = "mse"  # or "giou", see `utils.combined_loss`
+    l1_weight: float = 5.0  # these four: see `utils.LossWeights`
+    giou_weight: float = 1.0
+    edge_weight: float = 0.5
+    class_weight: float = 1.0
     snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
-    own_cell: bool = False  # a cell does not answer for a digit whose centre it sees outside itself
     max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
     # Of the layers in training. Weights, losses, box arithmetic and every evaluation are float32 all the same.
     precision: str = field(default_factory=choose_precision)
+
+    @property
+    def loss_weights(self) -> utils.LossWeights:
+        """The weights of the loss's parts."""
+        return utils.LossWeights(self.l1_weight, self.giou_weight, self.edge_weight, self.class_weight)
 
     def __post_init__(self):
         named = {"optimizer": ("sgd", "adamw"), "box_loss": utils.BOX_LOSSES, "precision": ("float32", "bfloat16")}
         for name, allowed in named.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        for name, low, high in (("epochs", 1, 10_000), ("batch_size", 1, 100_000), ("max_shift", 0, 24)):
+        limits = {"epochs": (1, 10_000), "batch_size": (1, 100_000), "max_shift": (0, 24), "warm_up": (0.01, 0.99)}
+        for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected a number in [{low}, {high}], found {getattr(self, name)}")
 
@@ -67,7 +77,6 @@ OWN = Settings(
     bounded_boxes=True,
     box_loss="giou",
     snap_to_pixels=True,
-    own_cell=True,
     max_shift=8,
 )
 
@@ -88,7 +97,6 @@ def describe(settings: Settings) -> str:
         "one cycle of the learning rate": settings.one_cycle,
         "bounded boxes": settings.bounded_boxes,
         "edges snapped to whole pixels": settings.snap_to_pixels,
-        "no answer for a centre outside the cell": settings.own_cell,
         f"pictures shifted by up to {settings.max_shift} pixels": settings.max_shift,
     }
     return "\n".join([line, *filter(None, [", ".join(name for name, there in added.items() if there)])])

@@ -32,11 +32,8 @@ def plan_ablation(start: type[nn.Module], own: type[nn.Module], task: str, profi
         ("+ L1 and GIoU for squared errors", ("box_loss",)),
         (f"+ {own.__name__} for {start.__name__}", ()),
         ("+ edges snapped to whole pixels", ("snap_to_pixels",)),
-        ("+ no cell answers for a centre outside it", ("own_cell",)),
         ("+ pictures shifted anew in every epoch", ("max_shift",)),
     ):
-        if fields == ("own_cell",) and task == "loc":
-            continue  # there is one cell, the picture
         network = own if not fields else network
         settings = replace(settings, **{field: getattr(profile.own, field) for field in fields})
         trials.append(Trial(name, network, settings, study.seeds if network is own else study.seeds[:1]))
