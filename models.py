@@ -253,7 +253,7 @@ class GridNetwork(nn.Module):
     """
 
     bounded = True  # boxes need no further squashing
-    width = 64  # channels at a quarter of the picture's size; half of that before and twice after it
+    width = 96  # channels at a quarter of the picture's size; half of that before and twice after it
 
     def __init__(self, rows: int, columns: int, classes: int):
         super().__init__()

@@ -1,0 +1,165 @@
+"""The search for hyperparameters: Optuna proposes, `fit` trains, the validation mean accuracy decides.
+
+Every worker, on one machine or on several, is the same call of `search` on the same database. Each trial is a run like
+any other, so that a worker that is killed loses nothing: its trial is taken up again, by whoever is free, where its
+run stopped.
+"""
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.trial import TrialState
+from torch import nn
+
+from data import Splits
+from training.keys import describe_run, run_folder
+from training.loop import Hooks, NonFiniteLoss, TrainState
+from training.runs import drop_weights, fit
+from training.settings import Settings, runs_folder
+from utils import Normalizer
+
+BEAT = 30  # seconds between two signs of life of a worker
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+Propose = Callable[[optuna.Trial], tuple[type[nn.Module], Settings]]
+
+
+def propose_own(network: type[nn.Module], own: Settings) -> Propose:
+    """What the search varies of a `GridNetwork` and its recipe."""
+
+    def propose(trial: optuna.Trial) -> tuple[type[nn.Module], Settings]:
+        width = trial.suggest_int("width", 48, 96, step=16)
+        settings = replace(
+            own,
+            learning_rate=trial.suggest_float("learning_rate", 1e-3, 1.6e-2, log=True),
+            weight_decay=trial.suggest_float("weight_decay", 5e-3, 0.5, log=True),
+            batch_size=trial.suggest_categorical("batch_size", [32, 64, 128]),
+            warm_up=trial.suggest_float("warm_up", 0.05, 0.5),
+            l1_weight=trial.suggest_float("l1_weight", 0.5, 20, log=True),
+            giou_weight=trial.suggest_float("giou_weight", 0.1, 4, log=True),
+            edge_weight=trial.suggest_float("edge_weight", 0.05, 2, log=True),
+            class_weight=trial.suggest_float("class_weight", 0.25, 4, log=True),
+            max_shift=trial.suggest_int("max_shift", 0, 16, step=4),
+        )
+        return type(f"{network.__name__}x{width}", (network,), {"width": width}), settings
+
+    return propose
+
+
+def database() -> str:
+    """The address of the database that the workers share: what the environment variable STUDY_DATABASE holds, such as
+    postgresql+psycopg://user:password@host/name; by default SQLite in the runs folder, for one machine."""
+    folder = runs_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    return os.environ.get("STUDY_DATABASE") or f"sqlite:///{folder / 'study.db'}"
+
+
+def open_study(name: str, url: str, beat: int = BEAT) -> optuna.Study:
+    """The study of that name, which is made where there is none. Raises optuna.exceptions.StorageInternalError where
+    the database cannot be reached."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # `search` tells on its one line
+    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # A trial whose worker gives no sign of life any more waits for another, with what it has reported.
+        again = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+        storage = RDBStorage(
+            url, wait, heartbeat_interval=beat, grace_period=3 * beat, heartbeat_stale_trial_callback=again
+        )
+        sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    return optuna.create_study(
+        study_name=name, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler, pruner=pruner
+    )
+
+
+def search(
+    study: optuna.Study,
+    trials: int,
+    propose: Propose,
+    splits: Splits,
+    normal: Normalizer,
+) -> None:
+    """Take part in a study until it has so many finished trials, and tell on one line how it stands.
+
+    propose: gives a trial's network and settings, see `propose_own`. A trial that does worse than half of those before
+    it did in the same epoch ends there, as does one that diverges.
+    """
+
+    def objective(trial: optuna.Trial) -> float:
+        network, settings = propose(trial)
+        reported = study.trials[trial.number].intermediate_values  # by a worker that was killed
+
+        def on_epoch(state: TrainState) -> None:
+            if state.epoch - 1 not in reported:
+                trial.report(state.history["val_mean"][-1], state.epoch - 1)
+            if state.epoch < settings.epochs and trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            run = fit(network, splits, normal, settings, Hooks(on_epoch=on_epoch))
+        except (optuna.TrialPruned, NonFiniteLoss):
+            shutil.rmtree(run_folder(describe_run(network, splits, normal, settings)), ignore_errors=True)
+            raise optuna.TrialPruned from None
+        except KeyboardInterrupt:
+            study.enqueue_trial(trial.params)  # else it would count as failed
+            raise
+        drop_weights(run)
+        return run.val["mean"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        while (states := count_states(study)).get("finished", 0) < trials:
+            if states["finished"] + states["running"] < trials or states["waiting"]:
+                study.optimize(objective, n_trials=1)
+                print(tell(study, trials))
+            else:
+                time.sleep(1)  # others are busy with the last trials; if one dies, its trial will be waiting
+            fail_stale_trials(study)
+
+
+def count_states(study: optuna.Study) -> dict[str, int]:
+    """How many trials are finished, running and waiting."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return {
+        "finished": sum(state in FINISHED for state in states),
+        "running": states.count(TrialState.RUNNING),
+        "waiting": states.count(TrialState.WAITING),
+    }
+
+
+def tell(study: optuna.Study, trials: int) -> str:
+    """How a study stands, on one line."""
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
+    line = f"{study.study_name}: {count_states(study)['finished']} of {trials} trials"
+    if not done:
+        return line
+    best = max(done, key=lambda trial: trial.value)
+    chosen = ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.params.items()
+    )
+    return f"{line}, best validation mean {best.value:.4f}: {chosen}"
+
+
+def export(study: optuna.Study) -> dict[str, Any]:
+    """What a study has found, as plain values: its trials, each with parameters, the validation mean of every epoch and
+    the highest (None where it was ended early), and how much each parameter matters."""
+    rows = [
+        {
+            "params": trial.params,
+            "epochs": [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)],
+            "mean": trial.value if trial.state == TrialState.COMPLETE else None,
+        }
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state in FINISHED
+    ]
+    complete = sum(row["mean"] is not None for row in rows)
+    importance = optuna.importance.get_param_importances(study) if complete > 1 else {}
+    return {"trials": rows, "importance": {name: float(value) for name, value in importance.items()}}
