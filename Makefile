@@ -3,12 +3,13 @@
 # make report builds report.pdf from figures/ and what it says of the run that made them
 # make soak   the faults again, many times over: minutes
 # make bench  measures speed and memory
+# make search takes part in the search for hyperparameters: hours
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test report soak bench store check-published
+.PHONY: run test report soak bench search store check-published
 
 run: $(VENV)/installed
 	@$(BIN)/python scripts/run.py
@@ -37,6 +38,9 @@ report: $(VENV)/installed
 
 bench: $(VENV)/installed
 	@$(BIN)/python scripts/bench.py
+
+search: $(VENV)/installed
+	@$(BIN)/python scripts/search.py
 
 # Runs the notebooks and keeps their outputs in them: what is published. PROFILE=full on a GPU, PROFILE=long without.
 store: $(VENV)/installed

@@ -26,11 +26,8 @@ def conv(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = Fal
 
 
 def conv_pool(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
-    """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU.
-
-    The larger of two numbers is the same before and after ReLU, and so are the gradients; behind the pooling a quarter
-    as many numbers go through it.
-    """
+    """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU: behind
+    the pooling a quarter as many numbers go through it, and the results and gradients are the same."""
     return [*_conv(inputs, outputs, kernel, padding, norm), nn.MaxPool2d(2, 2), nn.ReLU(inplace=True)]
 
 
@@ -181,9 +178,8 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class Backbone(nn.Module):
     """Pictures (N, 1, 48, 60) -> features (N, width, 12, 15), each of which has seen the whole of the largest digit.
 
-    Down to 3x4 for context and up again for place, as in a feature pyramid (Lin et al., 2017). Nothing works at full
-    size: the first step folds every 2x2 pixels into four channels, which loses nothing and saves three quarters of
-    the arithmetic.
+    Down to 3x4 for context and up again for place, as in a feature pyramid (Lin et al., 2017). The first step folds
+    every 2x2 pixels into four channels, which loses nothing and saves three quarters of the arithmetic.
     """
 
     def __init__(self, width: int):
@@ -205,9 +201,9 @@ class Backbone(nn.Module):
 class Edges(NamedTuple):
     """How likely each edge of a cell's box lies in each column or row of pixels; sums over the last axis are 1."""
 
-    left: Tensor  # (N, rows, columns, 60), as `right`
+    left: Tensor  # (N, rows, columns, 60)
     right: Tensor
-    top: Tensor  # (N, rows, columns, 48), as `bottom`
+    top: Tensor  # (N, rows, columns, 48)
     bottom: Tensor
 
     def means(self) -> list[Tensor]:
@@ -238,17 +234,13 @@ class GridNetwork(nn.Module):
     """One digit per cell of a grid of rows x columns, found by letting every place of the picture speak.
 
     Each of the backbone's 12x15 places says how surely the digit of its cell has its centre about there, which class it
-    is, and for each of the box's four edges how likely it lies 0, 1, 2 ... pixels away: edges lie on whole pixels, and
-    where ink is faint there is more than one likely place for them (distributions in place of numbers as in
-    generalised focal loss, Li et al., 2020). A cell's answer is the mean over its places, weighted by the softmax of
-    their certainty. So the same weights find a digit wherever it lies, as in FCOS (Tian et al., 2019), but there is one
-    box per cell and no suppression, and training needs no rule that assigns boxes to places: the loss of the cell's
-    answer reaches the certainties too.
+    is, and for each edge of its box how likely it lies 0, 1, 2 ... pixels away: edges lie on whole pixels, and a faint
+    one has several likely places (distributions as in generalised focal loss, Li et al., 2020). A cell's answer is the
+    mean over its places, weighted by the softmax of their certainty. So the same weights find a digit wherever it lies,
+    as in FCOS (Tian et al., 2019), but no rule has to assign boxes to places: the loss reaches the certainties too.
 
-    A cell's presence is the log-sum-exp of its places' certainties: there is a place that is sure. Where there are
-    several cells, it is multiplied by the probability that the centre, halfway between the edges, lies in this cell.
-
-    In training it returns `Answers`. In evaluation it returns outputs alone, and the presence is the lower the less
+    Presence is the log-sum-exp of the certainties; among several cells, times the probability that the centre lies in
+    this one. In training `Answers` are returned. In evaluation outputs alone, and the presence is the lower the less
     sure the edges are, so that good boxes rank first; but for that it never falls below one half.
     """
 
@@ -357,9 +349,8 @@ class CompactNet2(GridNetwork):
         super().__init__(ROWS, COLUMNS, 1)
 
     def lay_out(self, cells: Tensor) -> Tensor:
-        column = torch.arange(COLUMNS, device=cells.device).expand(ROWS, COLUMNS)
-        row = torch.arange(ROWS, device=cells.device)[:, None].expand(ROWS, COLUMNS)
-        return to_cells(cells, column, row).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
+        column, row = (torch.arange(count, device=cells.device) for count in (COLUMNS, ROWS))
+        return to_cells(cells, column, row[:, None]).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
 
 
 # ---------------------------------------------------------------------------------------------- what finishes boxes
@@ -381,10 +372,8 @@ class BoundedBoxes(nn.Module):
 
 
 class PostProcess(nn.Module):
-    """A network whose boxes are snapped to whole pixels in evaluation, where labels have their edges.
-
-    In training it is the network alone, since rounding has no gradient.
-    """
+    """A network whose boxes are snapped to whole pixels, where labels have their edges: in evaluation only, since
+    rounding has no gradient."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -423,52 +412,3 @@ DETECTORS = (*REFERENCE_DETECTORS, CompactNet2)
 def count_parameters(network: nn.Module) -> int:
     """Number of trained weights and biases (batch norm's running statistics are not trained)."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-class Layer(NamedTuple):
-    """A layer with weights, or one that changes the picture's size."""
-
-    kind: str  # "convolution", "linear", "batch norm", "max pooling", "pixels to channels"
-    kernel: tuple[int, ...]  # height and width, () where it has none
-    stride: int
-    size: tuple[int, ...]  # of its output: channels, height, width; or how many numbers
-    parameters: int
-
-    def __str__(self) -> str:
-        """A line of a listing: "convolution 3x3, stride 2 -> 64x12x15       18,432"."""
-        kernel, size = "x".join(map(str, self.kernel)), "x".join(map(str, self.size))
-        stride = f", stride {self.stride}" if self.kind == "convolution" and self.stride > 1 else ""
-        return f"{f'{self.kind} {kernel}{stride}':26s} -> {size:10s}{self.parameters:>12,}"
-
-
-KINDS = {
-    nn.Conv2d: "convolution",
-    nn.Linear: "linear",
-    nn.BatchNorm2d: "batch norm",
-    nn.MaxPool2d: "max pooling",
-    nn.PixelUnshuffle: "pixels to channels",
-}
-
-
-def list_layers(network: nn.Module) -> list[Layer]:
-    """The layers of a network that are of one of the KINDS, in order."""
-    layers = []
-
-    def note(layer: nn.Module, _: tuple, output: Tensor) -> None:
-        kernel = getattr(layer, "kernel_size", getattr(layer, "downscale_factor", ()))
-        kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else kernel[0] if kernel else 1
-        size = tuple(output.shape[1:])
-        layers.append(Layer(KINDS[type(layer)], kernel, stride, size, count_parameters(layer)))
-
-    hooks = [layer.register_forward_hook(note) for layer in network.modules() if type(layer) in KINDS]
-    was_training = network.training
-    network.eval()  # batch norm has no statistics of a single empty picture
-    try:
-        with torch.inference_mode():
-            network(torch.zeros(1, *PICTURE))
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return layers

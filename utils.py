@@ -121,13 +121,13 @@ def combined_loss(
     weights: LossWeights = DEFAULT_WEIGHTS,
 ) -> Loss:
     """Binary cross-entropy on pc over all pictures (cells), plus the box loss on x, y, w, h and the class loss
-    (cross-entropy in localization, binary in detection) over those with a digit.
+    (cross-entropy in localization, binary in detection) over those with a digit, each part weighted.
 
     box_loss: "mse", the mean squared error, or "giou", the weighted sum of L1 in fractions of the picture and the
     generalised IoU loss (Rezatofighi et al., 2019; the pair as in DETR, Carion et al., 2020).
     edges: where a network gives them, the probabilities of the left, right, top and bottom edge over columns or rows
     of pixels, (N, 1, 1, 60) or (N, 1, 1, 48) in localization, (N, 2, 3, ...) in detection. The mean of the four
-    cross-entropies is added to the box loss. weights: see `LossWeights`.
+    cross-entropies is added to the box loss.
 
     Where there is no digit the last five numbers of a label are not read, whatever they are. Nothing here waits for
     the device: pictures without a digit are weighted by 0 instead of being left out. Without any digit the last two
@@ -347,8 +347,8 @@ class AveragePrecision(NamedTuple):
 def mean_average_precision(outputs: Tensor, labels: Tensor, threshold: float = 0.01) -> AveragePrecision:
     """Mean average precision over boxes in pixels, by torchmetrics.
 
-    Every box down to the low threshold on sigmoid(pc) counts, so that the figure hangs neither on the grid nor on
-    where a network draws its line. Without any prediction all figures are 0.
+    Every box down to the low threshold on sigmoid(pc) counts, wherever a network draws its line. Without any
+    prediction all figures are 0.
     """
     from torchmetrics.detection import MeanAveragePrecision
 

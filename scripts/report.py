@@ -106,7 +106,7 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
     """Size and layers of a network; of a grid network its stages too, of which it is drawn."""
     made = network()
     grid = isinstance(made, models.GridNetwork)
-    layers = models.list_layers(made)
+    layers = training.list_layers(made)
     return {
         "parameters": models.count_parameters(made),
         "layers": [[name_layer(layer), "×".join(map(str, layer.size))] for layer in layers],
@@ -122,14 +122,14 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
     }
 
 
-def name_layer(layer: models.Layer) -> str:
+def name_layer(layer: training.Layer) -> str:
     """What the diagram calls a layer: "conv 3×3", "pool"."""
     kernel = "×".join(map(str, layer.kernel))
     names = {"convolution": f"conv {kernel}", "max pooling": "pool", "pixels to channels": f"fold {kernel}"}
     return names.get(layer.kind, layer.kind)
 
 
-def shorten(layers: Sequence[models.Layer]) -> str:
+def shorten(layers: Sequence[training.Layer]) -> str:
     """Layers in a line: c20 is a 3×3 convolution to 20 channels, P a pooling, L500 a linear layer."""
     many = sum(layer.kind == "batch norm" for layer in layers) > 4  # then each is not worth naming
     words: list[str] = []

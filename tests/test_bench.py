@@ -33,7 +33,7 @@ def test_the_plain_loop_trains_the_same(task, network, tmp_path):
 
 
 def test_operations_are_two_per_weight_and_place_forwards_and_twice_that_backwards():
-    layers = [layer for layer in models.list_layers(models.SimpleNet()) if layer.parameters]
+    layers = [layer for layer in training.list_layers(models.SimpleNet()) if layer.parameters]
     products = [(each.parameters - each.size[0]) * torch.Size(each.size[1:]).numel() for each in layers]
     assert bench.operations(models.SimpleNet) == 6 * sum(products) - 2 * products[0]  # pictures have no gradient
 

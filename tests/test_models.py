@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import models
-from models import Layer
+from training import Layer, list_layers
 
 PARAMETERS = {
     models.SkreNet: 38_533_910,
@@ -27,7 +27,7 @@ LOC, DET = torch.zeros(1, 15), torch.zeros(1, 6, 2, 3)
 def test_sizes_and_shapes(network):
     with torch.device("meta"):  # without the numbers
         built = network()
-        layers = models.list_layers(built)
+        layers = list_layers(built)
         assert built.eval()(torch.zeros(3, 1, 48, 60)).shape == (
             (3, 15) if network in models.LOCALIZERS else (3, 6, 2, 3)
         )
@@ -36,7 +36,7 @@ def test_sizes_and_shapes(network):
 
 
 def test_layers_are_listed_in_order_with_what_they_put_out():
-    assert models.list_layers(models.SimpleNet2()) == [
+    assert list_layers(models.SimpleNet2()) == [
         Layer("convolution", (3, 3), 1, (10, 48, 60), 1 * 10 * 9 + 10),
         Layer("convolution", (3, 3), 1, (20, 48, 60), 10 * 20 * 9 + 20),
         Layer("max pooling", (2, 2), 2, (20, 24, 30), 0),
@@ -49,8 +49,8 @@ def test_layers_are_listed_in_order_with_what_they_put_out():
         Layer("max pooling", (2, 2), 2, (20, 2, 3), 0),
         Layer("convolution", (3, 3), 1, (6, 2, 3), 20 * 6 * 9 + 6),
     ]
-    assert models.list_layers(models.CompactNet())[0] == Layer("pixels to channels", (2, 2), 2, (4, 24, 30), 0)
-    assert models.list_layers(models.SimpleNet())[-1] == Layer("linear", (), 1, (15,), 14400 * 15 + 15)
+    assert list_layers(models.CompactNet())[0] == Layer("pixels to channels", (2, 2), 2, (4, 24, 30), 0)
+    assert list_layers(models.SimpleNet())[-1] == Layer("linear", (), 1, (15,), 14400 * 15 + 15)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 60, 48), (2, 3, 48, 60), (1, 48, 60)], ids=str)

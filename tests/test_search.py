@@ -1,5 +1,7 @@
 """The search: trials are resumable runs, workers share a database, and one that is killed loses nothing."""
 
+import functools
+import json
 import os
 import pwd
 import shutil
@@ -16,8 +18,10 @@ import optuna
 import pytest
 from helpers import SHORT, Tiny
 
+import data
 import models
 import training
+from scripts import search as command
 from training import search
 
 HOME = Path(__file__).resolve().parent.parent
@@ -182,3 +186,16 @@ def test_what_is_proposed_can_be_built_and_keeps_within_the_size(monkeypatch):
         assert network.__name__ == f"CompactNetx{width}"
         assert (settings.batch_size, settings.max_shift, settings.snap_to_pixels) == (32, 12, True)
         assert 3e5 < models.count_parameters(network()) < 1.5e6
+
+
+def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("DATA_SOURCE", "digits")
+    monkeypatch.setattr(data, "load", functools.partial(data.load, sizes=(64, 32, 8), folder=tmp_path))
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "search.json")
+    monkeypatch.setattr(command.take_part, "__defaults__", (48, 1))
+    for trials in (1, 2):
+        command.main(["loc", "--trials", str(trials)])
+        found = json.loads((tmp_path / "search.json").read_text())["loc"]
+        assert (found["pictures"], found["epochs"], len(found["trials"])) == (48, 1, trials)
+    assert found["trials"][0]["params"].keys() == found["importance"].keys()

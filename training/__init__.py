@@ -3,6 +3,7 @@
 from training.colab import prepare_colab
 from training.keys import provenance
 from training.lab import Lab, Test, open_lab
+from training.layers import Layer, list_layers
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
 from training.progress import Progress
 from training.results import (

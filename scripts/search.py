@@ -1,0 +1,60 @@
+"""Takes part in the search for hyperparameters, and writes what it has found so far to figures/search.json.
+
+python scripts/search.py                     both tasks, one after the other
+python scripts/search.py det --trials 40     one task, until it has so many finished trials
+
+Several of these share the work: on one machine as they are, on several with one database, whose address the environment
+variable STUDY_DATABASE holds: postgresql+psycopg://user:password@host/name. One that is stopped or killed can be
+started again; its trial goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))
+os.chdir(HOME)
+
+import data  # noqa: E402  (the project's modules are found only once its folder is on the path)
+import models  # noqa: E402
+import training  # noqa: E402
+import utils  # noqa: E402
+from data import files  # noqa: E402
+from training import search  # noqa: E402
+
+RESULTS = HOME / "figures" / "search.json"
+NETWORKS = {"loc": models.CompactNet, "det": models.CompactNet2}
+PICTURES, EPOCHS, TRIALS = 12_000, 6, 50  # enough to rank recipes, and an hour or so of two cores for each task
+
+
+def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EPOCHS) -> None:
+    """Work on a task's study until it is finished, and write it down."""
+    splits = data.load(task)
+    normal = utils.Normalizer.fit(splits.train.pictures)
+    splits = replace(splits, train=splits.train[:pictures])
+    study = search.open_study(f"{training.NAMES[task]} {pictures} {epochs}", search.database())
+    own = replace(training.OWN, epochs=epochs)
+    search.search(study, trials, search.propose_own(NETWORKS[task], own), splits, normal)
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results[task] = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
+    text = json.dumps(results, indent=1) + "\n"
+    files.atomic_write(RESULTS, lambda file: file.write(text.encode()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", choices=[*NETWORKS, "all"], default="all")
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    chosen = parser.parse_args(arguments)
+    for task in NETWORKS if "all" in chosen.tasks else chosen.tasks:
+        take_part(task, chosen.trials)
+
+
+if __name__ == "__main__":
+    main()

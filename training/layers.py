@@ -1,0 +1,57 @@
+"""The layers of a network, as the notebooks print them and the report draws them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import models
+
+
+class Layer(NamedTuple):
+    """A layer with weights, or one that changes the picture's size."""
+
+    kind: str  # "convolution", "linear", "batch norm", "max pooling", "pixels to channels"
+    kernel: tuple[int, ...]  # height and width, () where it has none
+    stride: int
+    size: tuple[int, ...]  # of its output: channels, height, width; or how many numbers
+    parameters: int
+
+    def __str__(self) -> str:
+        """A line of a listing: "convolution 3x3, stride 2 -> 64x12x15       18,432"."""
+        kernel, size = "x".join(map(str, self.kernel)), "x".join(map(str, self.size))
+        stride = f", stride {self.stride}" if self.kind == "convolution" and self.stride > 1 else ""
+        return f"{f'{self.kind} {kernel}{stride}':26s} -> {size:10s}{self.parameters:>12,}"
+
+
+KINDS = {
+    nn.Conv2d: "convolution",
+    nn.Linear: "linear",
+    nn.BatchNorm2d: "batch norm",
+    nn.MaxPool2d: "max pooling",
+    nn.PixelUnshuffle: "pixels to channels",
+}
+
+
+def list_layers(network: nn.Module) -> list[Layer]:
+    """The layers of a network that are of one of the KINDS, in order."""
+    layers = []
+
+    def note(layer: nn.Module, _: tuple, output: Tensor) -> None:
+        kernel = getattr(layer, "kernel_size", getattr(layer, "downscale_factor", ()))
+        kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
+        stride = layer.stride[0] if isinstance(layer, nn.Conv2d) else kernel[0] if kernel else 1
+        size = tuple(output.shape[1:])
+        layers.append(Layer(KINDS[type(layer)], kernel, stride, size, models.count_parameters(layer)))
+
+    hooks = [layer.register_forward_hook(note) for layer in network.modules() if type(layer) in KINDS]
+    was_training = network.training
+    network.eval()  # batch norm has no statistics of a single empty picture
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, *models.PICTURE))
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return layers
