@@ -99,7 +99,7 @@ def test_missing_results_and_figures_are_named(tmp_path, monkeypatch, capsys):
 def test_networks_are_described_layer_by_layer():
     for network, summary in (
         (models.SimpleNet2, "c10 c20 P c35 (3×5) P c40+BN P c20 (5×4) P c6"),
-        (models.CompactNet, "fold 2×2 c32 c32 c64/2 c64"),
+        (models.CompactNet, "fold 2×2 c32 c32 c96/2 c96"),
     ):
         assert report.describe_network(network)["summary"].startswith(summary)
 
