@@ -15,7 +15,17 @@ import models
 import utils
 from data import DataError, Splits, files
 from training.keys import describe_run, provenance, run_folder
-from training.loop import SCORES, Hooks, TrainState, assemble, best_epoch, build, keep_freed_memory, train
+from training.loop import (
+    REFERENCE_MEAN,
+    SCORES,
+    Hooks,
+    TrainState,
+    assemble,
+    best_epoch,
+    build,
+    keep_freed_memory,
+    train,
+)
 from training.settings import Settings, choose_device
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "previous.pt"
@@ -94,7 +104,8 @@ def fit(
     While it is trained, the run's folder holds a checkpoint of at most SAVED_EVERY seconds ago, complete in itself,
     and the one before. Killed at any moment, the next call continues after the checkpoint's epoch, or the one
     before's where it has been damaged, and ends with the same history and weights, bit for bit on the same machine's
-    CPU. A finished run keeps its history and the weights of its best epoch.
+    CPU. A finished run keeps its history and the weights of its best epoch, and what going on takes where the learning
+    rate is constant: then a run of more epochs begins where one of fewer has ended.
 
     Two processes never train one run at once. The second waits for RELEASED_WITHIN seconds and then raises RunInUse:
     a notebook that waited longer would look as if it hung, perhaps for a kernel that was forgotten. Where there are
@@ -112,6 +123,8 @@ def fit(
             files.remove_leftovers(folder, 0.0 if alone else WRITTEN_WITHIN)
             new = partial(build, network, settings, choose_device(), len(splits.train))
             state, trained_on = resume(folder, about, new)
+            if not state.epoch and not settings.one_cycle:
+                state, trained_on = resume_shorter(about, new)
             done = state.epoch
             status = "loaded" if done == settings.epochs else f"continued after epoch {done}" if done else "trained"
             if done < settings.epochs:
@@ -150,8 +163,8 @@ def _with_checkpoints(hooks: Hooks | None, folder: Path, about: dict[str, Any], 
 
 
 def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trained_on: dict[str, str]) -> None:
-    """Write all that going on takes, or of a finished run all that using it takes. The checkpoint before is kept
-    until the run is finished. Raises SaveError."""
+    """Write all that going on takes; of a finished run whose learning rate has come down to nothing, all that using it
+    takes. The checkpoint before is kept until the run is finished. Raises SaveError."""
     finished = state.epoch == about["settings"]["epochs"]
     content = {
         **about,
@@ -160,7 +173,7 @@ def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trai
         "validation": scores_of(state.history, "val"),
         "trained_on": trained_on,
         "history": state.history,
-        "state": None if finished else state.state_dict(),
+        "state": None if finished and about["settings"]["one_cycle"] else state.state_dict(),
     }
     files.save_tensors(folder / CHECKPOINT, content, keep=None if finished else folder / PREVIOUS)
     if finished:
@@ -205,6 +218,18 @@ def resume(folder: Path, about: dict[str, Any], new: Callable[[], TrainState]) -
     return new(), {}
 
 
+def resume_shorter(about: dict[str, Any], new: Callable[[], TrainState]) -> tuple[TrainState, dict[str, str]]:
+    """The state of the longest run that differs from this one by fewer epochs alone; `new()` where there is none."""
+    for epochs in range(about["settings"]["epochs"] - 1, 0, -1):
+        shorter = {**about, "settings": {**about["settings"], "epochs": epochs}}
+        folder = run_folder(shorter)
+        if (folder / CHECKPOINT).exists():
+            state, trained_on = resume(folder, shorter, new)
+            if state.epoch and state.best_weights:  # else it is of a run whose weights were dropped
+                return state, trained_on
+    return new(), {}
+
+
 def read_checkpoint(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     """What `save_checkpoint` wrote. Raises DataError where it is damaged, or of another run."""
     stored = files.load_tensors(path)
@@ -222,7 +247,8 @@ def check_history(history: Any, where: str) -> None:
     """Raise DataError, its message beginning with `where`, unless history is a dict with the columns that `train`
     writes: lists of finite floats, each as long as the others, at least one."""
     columns = {f"{part}_{name}" for part in ("train", "val") for name in SCORES} | {"learning_rate", "seconds"}
-    if not isinstance(history, dict) or history.keys() != columns:
+    added = {f"{part}_{REFERENCE_MEAN}" for part in ("train", "val")}
+    if not isinstance(history, dict) or not columns <= history.keys() <= columns | added:
         raise DataError(f"{where}: expected a history of {len(columns)} columns, found something else")
     lists = all(type(values) is list and values for values in history.values())
     if not lists or len({len(values) for values in history.values()}) > 1:
@@ -253,7 +279,7 @@ class Trained:
 
 def drop_weights(run: Run) -> None:
     """Keep only the history of a run: comparing recipes needs no more, and SkreNet's weights take 150 MB."""
-    files.save_tensors(run.weights, {**files.load_tensors(run.weights), "weights": {}})
+    files.save_tensors(run.weights, {**files.load_tensors(run.weights), "weights": {}, "state": None})
 
 
 def save_weights(run: Run, path: Path) -> None:

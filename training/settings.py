@@ -37,6 +37,7 @@ class Settings:
     learning_rate: float = 0.05  # plain SGD
     momentum: float = 0.0
     seed: int = 42  # initial weights, and the order of the pictures in every epoch
+    shuffle: bool = True  # the reference did not
     optimizer: str = "sgd"  # or "adamw", which scales the step of every weight by itself
     weight_decay: float = 0.0  # of kernels and matrices; never of biases and batch norm
     one_cycle: bool = False  # learning rate up to its value and down to nothing at the end
@@ -94,6 +95,7 @@ def describe(settings: Settings) -> str:
         f"box loss: {names[settings.box_loss]}"
     )
     added = {
+        "pictures in the same order in every epoch": not settings.shuffle,
         "one cycle of the learning rate": settings.one_cycle,
         "bounded boxes": settings.bounded_boxes,
         "edges snapped to whole pixels": settings.snap_to_pixels,
