@@ -4,12 +4,13 @@
 # make soak   the faults again, many times over: minutes
 # make bench  measures speed and memory
 # make search takes part in the search for hyperparameters: hours
+# make study  trains what the studies of full length need: days on two cores
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test report soak bench search store check-published
+.PHONY: run test report soak bench search study store check-published
 
 run: $(VENV)/installed
 	@$(BIN)/python scripts/run.py
@@ -41,6 +42,9 @@ bench: $(VENV)/installed
 
 search: $(VENV)/installed
 	@$(BIN)/python scripts/search.py
+
+study: $(VENV)/installed
+	@$(BIN)/python scripts/study.py
 
 # Runs the notebooks and keeps their outputs in them: what is published. PROFILE=full on a GPU, PROFILE=long without.
 store: $(VENV)/installed
