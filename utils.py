@@ -398,10 +398,8 @@ def set_style() -> None:
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
     """Write a figure to `folder/name.png`, and return it for the notebook to show."""
-    atomic_write(
-        Path(folder) / f"{name}.png",
-        lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None}),
-    )
+    path = Path(folder) / f"{name}.png"
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None}))
     plt.close(figure)  # else the notebook would show it twice
     return figure
 
@@ -616,12 +614,8 @@ def plot_grid(picture: Tensor, label: Tensor) -> Figure:
             axis.axhline(row * HEIGHT / ROWS, color="gold", linewidth=1.5)
     for row, column in itertools.product(range(ROWS), range(COLUMNS)):
         pc, *box, category = label[row, column].tolist()
-        names = "xywh"
-        text = "no digit"
-        if pc:
-            text = "\n".join(
-                [*(f"{name} = {value:.3f}" for name, value in zip(names, box, strict=True)), f"c = {category:.0f}"]
-            )
+        lines = [f"{name} = {value:.3f}" for name, value in zip("xywh", box, strict=True)]
+        text = "\n".join([*lines, f"c = {category:.0f}"]) if pc else "no digit"
         right.text(
             (column + 0.5) * WIDTH / COLUMNS, (row + 0.5) * HEIGHT / ROWS, text,
             ha="center", va="center", color="black" if pc else "grey", fontsize=12,
