@@ -41,7 +41,7 @@ def conduct(name: str, task: str, only: str | None = None) -> None:
 
 def write_down(name: str, task: str, row: dict) -> None:
     """Put a row into studies.json, in the place of one with the same name and settings."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     rows = results.setdefault(task, {}).setdefault(name, [])
     same = [each for each in rows if (each["name"], each["settings"]) != (row["name"], row["settings"])]
     results[task][name] = [*same, row]
@@ -56,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", choices=list(training.NAMES))
     parser.add_argument("--only", help="the network of this name")
     chosen = parser.parse_args(arguments)
+    training.forgive_output()
+    training.check_runs_folder()
     for name in study.PLANS if "all" in chosen.studies else chosen.studies:
         for task in [chosen.task] if chosen.task else training.NAMES:
             conduct(name, task, chosen.only)

@@ -36,7 +36,7 @@ def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch):
     monkeypatch.setitem(study.PLANS, "seeds", lambda task: trials)
     for arguments in (["--only", "b"], [], ["--only", "a"]):
         command.main(["seeds", "--task", "loc", *arguments])
-    found = json.loads((tmp_path / "studies.json").read_text())
+    found = json.loads((tmp_path / "studies.json").read_text(encoding="utf-8"))
     assert found.keys() == {"loc"}
     rows = found["loc"]["seeds"]
     assert sorted((row["name"], row["settings"]["seed"]) for row in rows) == [(n, s) for n in "ab" for s in (1, 2)]

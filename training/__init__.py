@@ -5,7 +5,7 @@ from training.keys import provenance
 from training.lab import Lab, Test, open_lab
 from training.layers import Layer, list_layers
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
-from training.progress import Progress
+from training.progress import Progress, forgive_output
 from training.results import (
     BASELINES,
     compare_runs,
@@ -24,6 +24,7 @@ from training.settings import (
     PROFILES,
     REFERENCE,
     Settings,
+    check_runs_folder,
     choose_device,
     choose_profile,
     describe,

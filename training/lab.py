@@ -17,7 +17,7 @@ from training.loop import overfit
 from training.progress import Progress
 from training.results import diverged, load_published, published_results, save_histories, save_results
 from training.runs import Run, fit, save_weights
-from training.settings import NAMES, Profile, Settings, choose_device, choose_profile
+from training.settings import NAMES, Profile, Settings, check_runs_folder, choose_device, choose_profile
 from training.study import compare_recipes
 
 
@@ -183,6 +183,8 @@ class PublishedLab(Lab):
 
 
 def open_lab(task: str) -> Lab:
-    """The lab of a task, "loc" or "det", with the profile that PROFILE names, see `settings.choose_profile`."""
+    """The lab of a task, "loc" or "det", with the profile that PROFILE names, see `settings.choose_profile`. Raises
+    SaveError where its runs could not be kept."""
+    check_runs_folder()
     profile = choose_profile()
     return (Lab if profile.trains else PublishedLab)(task, profile)

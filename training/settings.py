@@ -1,6 +1,7 @@
 """Settings of a training run, the two recipes, and the table of profiles: how much is done."""
 
 import os
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 import utils
 from data import FULL
+from data.files import SaveError
 
 NAMES = {"loc": "localization", "det": "detection"}
 
@@ -131,8 +133,9 @@ class Profile:
 
     def outcome_folder(self, name: str) -> Path:
         """Where "figures", "histories" or "weights" go: to the folder of that name for the submission's own, else to
-        one among the runs, so that trying the notebooks out never overwrites what was published."""
-        return Path(name) if self.submission else runs_folder() / self.name / name
+        one among the runs, so that trying the notebooks out never overwrites what was published. Also where the
+        project's folder is read-only."""
+        return Path(name) if self.submission and os.access(".", os.W_OK) else runs_folder() / self.name / name
 
 
 PROFILES = {
@@ -199,3 +202,14 @@ def choose_profile() -> Profile:
 def runs_folder() -> Path:
     """Where runs are kept: the folder that the environment variable RUNS_DIR names, else runs/."""
     return Path(os.environ.get("RUNS_DIR") or "runs")
+
+
+def check_runs_folder() -> None:
+    """Raise SaveError, before hours are spent, where nothing can be written to the folder of runs."""
+    folder = runs_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        said = f"{folder}: runs cannot be kept there, {error.strerror}"
+        raise SaveError(f"{said}. The environment variable RUNS_DIR names another folder") from error
