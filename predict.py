@@ -25,7 +25,7 @@ import utils
 from data import DataError
 from data.labels import HEIGHT, WIDTH
 from training.progress import forgive_output
-from training.runs import Trained, load_weights
+from training.weights import Trained, load_weights
 
 TASKS = {"localization": "loc", "detection": "det"}
 # A seven is no zero or one, but detection cannot say so: one digit too few is better than a wrong one.

@@ -344,7 +344,7 @@ def test_files_that_would_run_code(sets, rich, tmp_path, monkeypatch, capsys, pl
     whole, part = rich
     attack, weights, histories = Attack(tmp_path / "it ran"), Path("weights.pt"), Path("histories/localization.pkl")
     folder = next(shutil.copytree(part, tmp_path / "runs").iterdir())
-    training.save_weights(whole, weights)
+    training.save_weights(whole.weights, weights)
     for path in (folder / "checkpoint.pt", folder / "previous.pt", weights):
         torch.save(files.load_tensors(path) | {place: attack} if place else attack, path)
     files.save_pickle(histories, {"Tiny": {place: attack}} if place else attack)

@@ -23,7 +23,7 @@ import predict
 import training
 import utils
 from data import DataError, sources
-from training.runs import Trained
+from training.weights import Trained
 
 HOME = Path(__file__).resolve().parent.parent
 OWN = {"loc": models.CompactNet, "det": models.CompactNet2}
@@ -40,7 +40,7 @@ def weights(sets, one_core, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for task, name in training.NAMES.items():
         run = fit(sets, folder / "runs", task, replace(training.OWN, epochs=1), OWN[task])
-        training.save_weights(run, folder / f"{name}.pt")
+        training.save_weights(run.weights, folder / f"{name}.pt")
     (folder / "text.pt").write_text("weights", encoding="utf-8")
     (folder / "short.pt").write_bytes((folder / "detection.pt").read_bytes()[:-1000])
     stored = torch.load(folder / "detection.pt")

@@ -22,8 +22,8 @@ CODE = {task: [cell for cell in cells if cell.cell_type == "code"] for task, cel
 # What each module may import of this project's: what lies below it, in `training` the modules that are named before.
 BELOW = {"data": {"data"}, "models": {"data"}, "utils": {"data"}, "training": {"data", "models", "utils"}}
 BELOW |= {"predict": {"data", "utils", "training"}, "scripts": {"data", "models", "utils", "training", "scripts"}}
-TRAINING = ["layers", "settings", "reference", "loop", "keys", "runs", "progress", "results", "study", "search"]
-TRAINING += ["baselines", "lab", "colab", "__init__"]
+TRAINING = ["layers", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results", "study"]
+TRAINING += ["search", "baselines", "lab", "colab", "__init__"]
 each_task = pytest.mark.parametrize("task", training.NAMES)
 
 

@@ -18,7 +18,7 @@ import models
 import training
 import utils
 from data import DataError, augment, files, labels
-from training import Hooks, NonFiniteLoss, Settings, keys, loop, results, runs, settings, study
+from training import Hooks, NonFiniteLoss, Settings, keys, loop, results, runs, settings, study, weights
 
 pytestmark = pytest.mark.usefixtures("one_core")
 RECIPES = [("loc", SHORT), ("det", SHORT), ("loc", RICH), ("det", RICH)]
@@ -91,7 +91,7 @@ def test_more_epochs_go_on_where_fewer_have_ended(sets, tmp_path, interrupted_in
     assert_same_run(run, whole)
     assert fit(sets, tmp_path / "parts", settings=SHORT, hooks=NEVER).status == "loaded"
 
-    runs.drop_weights(fit(sets, tmp_path / "dropped"))
+    weights.drop_weights(fit(sets, tmp_path / "dropped").weights)
     assert fit(sets, tmp_path / "dropped", settings=replace(SHORT, epochs=5)).status == "trained"
     fit(sets, tmp_path / "cycle", settings=RICH)
     assert fit(sets, tmp_path / "cycle", settings=replace(RICH, epochs=5)).status == "trained"
@@ -412,7 +412,7 @@ def test_recipes_are_tried_out_on_a_part_of_the_pictures(sets, tmp_path, monkeyp
 
 def test_saved_weights_are_all_that_using_them_takes(sets, undisturbed, tmp_path):
     normal, run = sets["det"][1], undisturbed["det", RICH]
-    training.save_weights(run, tmp_path / "weights.pt")
+    training.save_weights(run.weights, tmp_path / "weights.pt")
     found = training.load_weights(tmp_path / "weights.pt", Tiny2)
     assert (found.name, found.task, found.normal, found.source) == ("Tiny2", "det", normal, "digits")
     assert (found.epoch, found.validation) == (run.best_epoch, run.val)

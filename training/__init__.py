@@ -17,7 +17,7 @@ from training.results import (
     select_best,
     study_tables,
 )
-from training.runs import Run, RunInUse, fit, load_weights, save_weights
+from training.runs import Run, RunInUse, fit
 from training.settings import (
     NAMES,
     OWN,
@@ -30,3 +30,4 @@ from training.settings import (
     describe,
     runs_folder,
 )
+from training.weights import load_weights, save_weights

@@ -10,8 +10,9 @@ import models
 import utils
 from data import Splits
 from training.progress import Progress
-from training.runs import Run, drop_weights, fit
+from training.runs import Run, fit
 from training.settings import OWN, REFERENCE, Profile, Settings
+from training.weights import drop_weights
 
 
 class Trial(NamedTuple):
@@ -68,7 +69,7 @@ def try_out(
             with Progress(trial.network.__name__, settings, len(part.train), quiet=True) as progress:
                 run = fit(trial.network, part, normal, settings, progress.hooks)
             if run.status != "loaded":
-                drop_weights(run)
+                drop_weights(run.weights)
             scores.append(run.val)
         row = {"name": trial.name, "network": trial.network.__name__, "pictures": len(part.train)}
         rows.append({**row, "epochs": trial.settings.epochs, "seeds": scores})
