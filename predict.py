@@ -24,7 +24,8 @@ from torch import Tensor
 import utils
 from data import DataError
 from data.labels import HEIGHT, WIDTH
-from training.runs import Trained, load_weights
+from training.progress import forgive_output
+from training.weights import Trained, load_weights
 
 TASKS = {"localization": "loc", "detection": "det"}
 # A seven is no zero or one, but detection cannot say so: one digit too few is better than a wrong one.
@@ -251,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="the drawing, a PNG; by default beside the picture, NAME_found.png")
     options = parser.parse_intermixed_args(arguments)  # pictures may follow options
     mpl.use("Agg")  # no window is opened
+    forgive_output()
 
     def log(text: object) -> None:
         print(text, file=sys.stderr)

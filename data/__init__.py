@@ -112,11 +112,11 @@ def load(
         log(f"data: the course's files in {course.name}/")
         return _load_course(course, task, sizes, log)
     if source == "mnist" or source is None:
-        if sources.mnist_is_there(folder):
+        if sources.mnist_is_there(folder, log):
             log("data: pictures made from MNIST's digits")
             return _load_made(sources.load_mnist(folder), folder, task, sizes, log)
         if source == "mnist":
-            raise DataError(f"{folder / 'MNIST' / 'raw'}: no MNIST files, and no download without internet")
+            raise DataError(f"{folder / 'MNIST' / 'raw'}: no MNIST files, or damaged ones, and no download")
     log("data: pictures made from scikit-learn's digits" + ("" if source else " (no course files, no MNIST)"))
     return _load_made(sources.load_digits(), folder, task, sizes, log)
 

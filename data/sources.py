@@ -1,12 +1,16 @@
 """Where digits come from: the course's files, MNIST, or scikit-learn's digits."""
 
-import socket
+import contextlib
+import gzip
+import hashlib
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -14,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from data.files import DataError, load_tensors
+from data.files import DataError, SaveError, atomic_write, load_tensors
 from data.labels import check_split, mend_labels, mend_pictures
 
 NAMES = ("course", "mnist", "digits")
@@ -30,7 +34,7 @@ COURSE_CLASSES += [(function, f"numpy.core.multiarray.{function.__name__}") for 
 COURSE_CLASSES += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "u1", "i4", "i8", "?")]
 
 LEVELS = (0.37, 0.82)  # of scikit-learn's digits when enlarged: become black and full ink
-NO_INTERNET_AFTER = 4.0  # seconds to wait for MNIST's server before going on without it
+NO_INTERNET_AFTER = 4.0  # seconds to wait for a word of MNIST's server before going on without it
 
 
 @dataclass(frozen=True)
@@ -129,71 +133,106 @@ def _as_boxes(boxes: Any, number: int, path: Path) -> Tensor:
 
 
 def mnist_files(folder: Path) -> list[Path]:
-    """MNIST's four raw files in `folder/MNIST/raw`, whether they are there or not."""
+    """MNIST's four raw files in `folder/MNIST/raw`, whether they are there or not: training pictures and classes, test
+    pictures and classes."""
     from torchvision.datasets import MNIST
 
     return [folder / "MNIST" / "raw" / Path(name).stem for name, _ in MNIST.resources]
 
 
-def mnist_is_there(folder: Path) -> bool:
-    """Whether MNIST's raw files are in `folder/MNIST/raw`, downloading them if there is internet."""
+def mnist_is_there(folder: Path, log: Callable[[str], None] = print) -> bool:
+    """Whether MNIST's raw files are in `folder/MNIST/raw`. One that is missing, damaged or unpacked by half is unpacked
+    from the packed file beside it, or from the internet if there is any; `log` is told where a damaged file stays so,
+    and where files cannot be written."""
     from torchvision.datasets import MNIST
 
-    if all(path.is_file() for path in mnist_files(folder)):
-        return True
-    if not _reachable(MNIST.mirrors):
-        return False
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NO_INTERNET_AFTER)  # torchvision sets none of its own and could wait for ever
+    damaged = []
     try:
-        MNIST(str(folder), download=True)
-    except (RuntimeError, OSError):  # torchvision's word for "no mirror answered", and the network's
+        for path, (name, md5) in zip(mnist_files(folder), MNIST.resources, strict=True):
+            if not _is_whole(path):
+                damaged += [path.name] * path.exists()
+                content = gzip.decompress(_find_packed(path.with_name(name), md5, MNIST.mirrors))
+                atomic_write(path, lambda file, content=content: file.write(content))
+    except OSError as error:
+        if damaged or isinstance(error, SaveError):
+            log(f"data: MNIST's files{' are damaged,' * bool(damaged)} cannot be had again: {error}")
         return False
-    finally:
-        socket.setdefaulttimeout(before)
     return True
 
 
-def _reachable(addresses: list[str]) -> bool:
-    """Whether any of the servers takes a connection within NO_INTERNET_AFTER seconds, looking up its name included."""
-    connected = threading.Event()
+def _find_packed(path: Path, md5: str, mirrors: list[str]) -> bytes:
+    """The content of a packed file of MNIST: the one that is there, if it is whole, else from the first mirror that has
+    it. Raises OSError where nobody has."""
+    if path.is_file() and _md5(content := path.read_bytes()) == md5:
+        return content
+    addresses = [mirror + path.name for mirror in mirrors]
+    if not _reachable(addresses):
+        raise ConnectionError(f"{path.name}: no download without internet")
+    for address in addresses:
+        with contextlib.suppress(OSError, HTTPException):
+            with urlopen(address, timeout=NO_INTERNET_AFTER) as answer:
+                content = answer.read()
+            if _md5(content) == md5:
+                return content
+    raise ConnectionError(f"{path.name}: no mirror has it whole")
 
-    def connect(address: str) -> None:
-        parts = urlparse(address)
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname, port), NO_INTERNET_AFTER).close()
-            connected.set()
-        except OSError:
-            pass
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def _reachable(addresses: list[str]) -> bool:
+    """Whether there is a file at any of the addresses, asked for directly or through the system's proxy. Waits for
+    NO_INTERNET_AFTER seconds, looking up names included."""
+    answered = threading.Event()
+
+    def ask(address: str) -> None:
+        # ValueError: what the environment names as the proxy is no address.
+        with contextlib.suppress(OSError, HTTPException, ValueError):
+            urlopen(Request(address, method="HEAD"), timeout=NO_INTERNET_AFTER).close()
+            answered.set()
 
     # A name's look-up cannot be given a time limit, but a thread can be left behind.
-    threads = [threading.Thread(target=connect, args=(address,), daemon=True) for address in addresses]
+    threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
     for thread in threads:
         thread.start()
     for _ in range(int(NO_INTERNET_AFTER / 0.1)):
-        if connected.wait(0.1) or not any(thread.is_alive() for thread in threads):
+        if answered.wait(0.1) or not any(thread.is_alive() for thread in threads):
             break
-    return connected.is_set()
+    return answered.is_set()
 
 
 def load_mnist(folder: Path) -> Digits:
-    """MNIST (LeCun, Cortes and Burges): 60,000 and 10,000 digits, from the raw files in `folder/MNIST/raw`."""
-    from torchvision.datasets import MNIST
+    """MNIST (LeCun, Cortes and Burges): 60,000 and 10,000 digits, from the raw files in `folder/MNIST/raw`. Raises
+    DataError where they are not whole."""
+    train, train_classes, test, test_classes = map(_read_raw, mnist_files(folder))
+    return Digits(train, train_classes.long(), test, test_classes.long(), "mnist")
 
-    parts = []
-    for train, expected in ((True, 60_000), (False, 10_000)):
-        try:
-            part = MNIST(str(folder), train=train, download=False)
-        except Exception as error:  # torchvision raises RuntimeError, ValueError, AssertionError ... on damaged files
-            raise DataError(f"{folder / 'MNIST' / 'raw'}: missing or damaged MNIST files ({error})") from error
-        if tuple(part.data.shape) != (expected, 28, 28) or len(part.targets) != expected:
-            raise DataError(
-                f"{folder / 'MNIST' / 'raw'}: expected {expected} digits of 28x28, found {tuple(part.data.shape)} "
-                f"and {len(part.targets)} labels"
-            )
-        parts += [part.data, part.targets.long()]
-    return Digits(*parts, "mnist")
+
+def _read_raw(path: Path) -> Tensor:
+    """One of MNIST's raw files: (N, 28, 28) or (N,) uint8. Raises DataError where it is missing or damaged."""
+    count = 60_000 if path.name.startswith("train") else 10_000
+    shape = (count, 28, 28) if "images" in path.name else (count,)
+    # Two zeros, 8 for unsigned bytes, the number of axes, their lengths; then the numbers.
+    head = bytes((0, 0, 8, len(shape))) + np.array(shape, dtype=">i4").tobytes()
+    try:
+        stored = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read, {error.strerror}") from error
+    if not stored.startswith(head) or len(stored) != len(head) + math.prod(shape):
+        raise DataError(f"{path}: damaged or truncated, or not MNIST's")
+    found = torch.frombuffer(bytearray(stored), dtype=torch.uint8, offset=len(head)).view(shape)
+    if found.ndim == 1 and found.max() > 9:
+        raise DataError(f"{path}: damaged, expected classes 0 to 9, found {found.max()}")
+    return found
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _read_raw(path)
+    except DataError:
+        return False
+    return True
 
 
 def load_digits() -> Digits:

@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -264,9 +263,11 @@ def peak_memory() -> dict[str, float]:
     status = Path("/proc/self/status")
     if status.exists():
         # What getrusage gives on Linux is also that of the process that started this one.
-        most = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        most = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
         found = {"ram": int(most.split()[1]) * 1024 / 1e9}
     else:
+        import resource  # Windows has none
+
         unit = 1 if platform.system() == "Darwin" else 1024  # bytes there, kB elsewhere
         found = {"ram": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
     if torch.cuda.is_available():
@@ -321,7 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all")
     chosen = parser.parse_args(arguments).parts
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    training.forgive_output()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for part in PARTS if "all" in chosen else chosen:
         title, measure, table = PARTS[part]
         print(f"\n{title}", flush=True)

@@ -170,7 +170,7 @@ def read_inputs(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise NotReady(f"{path}: expected the results of a run, found none; run `make store` first")
-    results = json.loads(path.read_text())
+    results = json.loads(path.read_text(encoding="utf-8"))
     check_results(results, path)
     return {**gather(results), "figures": figure_files(results, folder)}
 
@@ -218,6 +218,7 @@ def main() -> int:
     parser.add_argument("--figures", type=Path, default=HOME / "figures", help="the folder of results.json and figures")
     parser.add_argument("--output", type=Path, default=TARGET, help="the PDF to write")
     chosen = parser.parse_args()
+    training.forgive_output()
     try:
         pdf = build(chosen.figures)
     except NotReady as error:

@@ -1,12 +1,15 @@
 """Runs the notebooks from top to bottom with a live progress line, and prints the results.
 
-python scripts/run.py            executed copies and HTML go under the runs folder
-python scripts/run.py --store    the notebooks themselves get the outputs, to be published
+python scripts/run.py                 executed copies and HTML go under the runs folder
+python scripts/run.py localization    one notebook alone
+python scripts/run.py --store         the notebooks themselves get the outputs, to be published
 """
 
 import argparse
+import asyncio
 import json
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -14,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
@@ -23,10 +26,11 @@ sys.path.insert(0, str(HOME))
 os.chdir(HOME)
 
 import training  # noqa: E402  (found only once the project's folder is on the path)
-from data.files import atomic_write  # noqa: E402
+from data.files import SaveError, atomic_write  # noqa: E402
 from training import results as tables  # noqa: E402
 
-NOTEBOOKS = {"loc": "localization.ipynb", "det": "detection.ipynb"}
+NOTEBOOKS = {task: f"{name}.ipynb" for task, name in training.NAMES.items()}
+LONGEST = 80  # bytes of a folder's name, so that with a socket's it is no longer than any system allows
 
 
 class LiveClient(NotebookClient):
@@ -34,6 +38,7 @@ class LiveClient(NotebookClient):
 
     headings: dict[int, str]
     live = sys.stdout.isatty()
+    cleaning: asyncio.Future | None = None
 
     def show(self, text: str) -> None:
         """Rewrite the live line; where there is no terminal, print only what is worth a line of its own."""
@@ -48,15 +53,31 @@ class LiveClient(NotebookClient):
                 self.show(text)
         return super().process_message(msg, cell, cell_index)
 
+    async def _async_cleanup_kernel(self) -> None:
+        """As nbclient's, but once: after Ctrl-C it calls this twice, and the second time would fail."""
+        self.cleaning = self.cleaning or asyncio.ensure_future(super()._async_cleanup_kernel())
+        await self.cleaning
+
+
+def sockets_folder() -> tempfile.TemporaryDirectory | None:
+    """A new folder for the sockets to a kernel; None where the system has no such sockets, or no folder whose name is
+    short enough."""
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        if hasattr(socket, "AF_UNIX") and len(os.fsencode(parent)) <= LONGEST and os.access(parent, os.W_OK):
+            return tempfile.TemporaryDirectory(prefix="kernel-", dir=parent)
+    return None
+
 
 def execute(path: Path, store: bool, folder: Path) -> Path:
     """Run one notebook; write the executed copy and its HTML into the folder, also where a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     began = time.perf_counter()
-    # Over TCP the kernel warns that it is not encrypted. By default the sockets' names are the same for every kernel.
-    sockets = tempfile.TemporaryDirectory(prefix="kernel-")
-    local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/ipc"}})
-    client = LiveClient(notebook, timeout=None, kernel_name="python3", record_timing=False, config=local)
+    # Over TCP, which is the default, the kernel warns that it is not encrypted.
+    sockets = sockets_folder()
+    local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/ipc"}} if sockets else {})
+    # A kernel that is asked to stop, and not killed, reports the interruption in twenty lines.
+    options = {"kernel_name": "python3", "record_timing": False, "shutdown_kernel": "immediate", "config": local}
+    client = LiveClient(notebook, timeout=None, **options)
     client.resources = {"metadata": {"path": str(HOME)}}
     heading = {}
     for number, cell in enumerate(notebook.cells):
@@ -77,7 +98,8 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
         client.execute()
     finally:
         client.show("")
-        sockets.cleanup()
+        if sockets:
+            sockets.cleanup()
         text = nbformat.writes(notebook) + "\n"
         atomic_write(copy, lambda file: file.write(text.encode()))
         html, _ = HTMLExporter().from_notebook_node(notebook)
@@ -90,7 +112,7 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
 
 def fill_in(path: Path, name: str, text: str) -> None:
     """Replace what stands between a file's two comments of that name. Raises ValueError where there are none."""
-    content = path.read_text()
+    content = path.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}: ", f"<!-- end of {name} -->"
     before, found, rest = content.partition(begin)
     opening, _, rest = rest.partition("-->\n")
@@ -112,26 +134,34 @@ def update_readme(path: Path, results: dict) -> None:
 
 
 def main() -> int:
-    """Run all notebooks; returns the exit status."""
+    """Run the notebooks; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", action="store_true", help="write the outputs into the notebooks themselves")
-    store = parser.parse_args().store
+    parser.add_argument("notebook", nargs="?", choices=list(training.NAMES.values()), help="by default both")
+    chosen = parser.parse_args()
+    store, tasks = chosen.store, [task for task, name in training.NAMES.items() if chosen.notebook in (None, name)]
+    training.forgive_output()
     try:
         profile = training.choose_profile()
-    except ValueError as error:
+        training.check_runs_folder()
+    except (ValueError, SaveError) as error:
         parser.error(str(error))
     folder = training.runs_folder() / profile.name
     print(f"profile {profile.name}: {profile.about}", flush=True)
     copies = []
-    for name in NOTEBOOKS.values():
+    for name in map(NOTEBOOKS.get, tasks):
         try:
             copies.append(execute(HOME / name, store, folder))
         except CellExecutionError as error:
             print(f"{name} failed; what it did until then is in {folder / name}\n{error}", file=sys.stderr)
             return 1
+        except (KeyboardInterrupt, DeadKernelError):  # Ctrl-C makes nbclient end the kernel
+            said = f"{name} was stopped, or its kernel died. The same command goes on from there"
+            print(f"{said}: finished and half-trained runs are kept in {training.runs_folder()}", file=sys.stderr)
+            return 130
     figures = profile.outcome_folder("figures")
-    results = json.loads((figures / "results.json").read_text())
-    for task in NOTEBOOKS:
+    results = json.loads((figures / "results.json").read_text(encoding="utf-8"))
+    for task in tasks:
         print(f"\n{task}\n{tables.results_table(task, results[task])}")
     if store:
         update_readme(HOME / "README.md", results)

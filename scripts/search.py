@@ -40,7 +40,7 @@ def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EP
     study = search.open_study(f"{training.NAMES[task]} {pictures} {epochs}", search.database())
     own = replace(training.OWN, epochs=epochs)
     search.search(study, trials, search.propose_own(NETWORKS[task], own), splits, normal)
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     results[task] = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
     text = json.dumps(results, indent=1) + "\n"
     files.atomic_write(RESULTS, lambda file: file.write(text.encode()))
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("tasks", nargs="*", choices=[*NETWORKS, "all"], default="all")
     parser.add_argument("--trials", type=int, default=TRIALS)
     chosen = parser.parse_args(arguments)
+    training.forgive_output()
+    training.check_runs_folder()
     for task in NETWORKS if "all" in chosen.tasks else chosen.tasks:
         take_part(task, chosen.trials)
 

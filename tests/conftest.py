@@ -1,6 +1,8 @@
 """Fixtures that several tests share."""
 
 import multiprocessing
+import os
+import tempfile
 
 import pytest
 import torch
@@ -32,6 +34,8 @@ def sets(tmp_path_factory):
 @pytest.fixture(scope="session")
 def processes():
     """New processes from one that has imported PyTorch and done nothing else: quick, and safe to fork."""
-    context = multiprocessing.get_context("forkserver")
+    # The server's socket lies in the folder for temporary files, whose name may be too long for that.
+    short = len(os.fsencode(tempfile.gettempdir())) < 60
+    context = multiprocessing.get_context("forkserver" if short else "spawn")
     context.set_forkserver_preload(["training", "pytest"])
     return context

@@ -48,16 +48,16 @@ def test_a_part_is_measured_and_the_others_stay(part, tmp_path, monkeypatch):
     changed |= {name: shutil.copy(getattr(bench, name), tmp_path / name) for name in ("RESULTS", "PAGE")}
     for name, value in changed.items():
         monkeypatch.setattr(bench, name, value)
-    before = json.loads(bench.RESULTS.read_text())
+    before = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
     bench.main([part])
-    after = json.loads(bench.RESULTS.read_text())
+    after = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
     assert [name for name in bench.PARTS if before[name] != after[name]] == [part]
-    assert bench.render(after) in bench.PAGE.read_text()
+    assert bench.render(after) in bench.PAGE.read_text(encoding="utf-8")
 
 
 def test_the_page_shows_what_was_measured():
-    results = json.loads(bench.RESULTS.read_text())
-    assert bench.render(results) in bench.PAGE.read_text()
+    results = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
+    assert bench.render(results) in bench.PAGE.read_text(encoding="utf-8")
     for name, each in results["training"]["found"]["networks"].items():
         assert each["ratio"] > 1
         assert max(each["shares"], key=each["shares"].get) == ("linear" if name == "SkreNet" else "convolution")

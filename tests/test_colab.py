@@ -44,8 +44,8 @@ def fit(network, splits, normal, settings, hooks, whole=training.lab.fit):
 training.lab.fit = fit
 """
 LACKING = ("torchmetrics", "lightning-utilities", "pycocotools")
-PINS = dict(re.findall(r"^([\w-]+)==([\w.]+)", (HOME / "requirements.txt").read_text(), re.M))
-pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+PINS = dict(re.findall(r"^([\w-]+)==([\w.]+)", (HOME / "requirements.txt").read_text(encoding="utf-8"), re.M))
+pytestmark = pytest.mark.skipif(shutil.which("git") is None or os.name == "nt", reason="Colab is a Unix with git")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def environment(place):
     """The environment variables of a kernel on the stand-in for Colab."""
     package = place / "packages" / "google" / "colab"
     package.mkdir(parents=True)
-    (package / "drive.py").write_text(DRIVE)
+    (package / "drive.py").write_text(DRIVE, encoding="utf-8")
     # One core and no GPU, so that two runs end with the same numbers.
     given = {"PROFILE": "smoke", "DATA_SOURCE": "digits", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return os.environ | given | {"PYTHONPATH": str(package.parent.parent), "RUNS_DIR": ""}
@@ -112,7 +112,7 @@ def test_localization_goes_on_after_a_disconnect_as_if_nothing_was(place, addres
     for said in ("SkreNet: loaded", "FloNet: continued after epoch 1", "SimpleNet: trained", "CompactNet: trained"):
         assert said in printed
     assert (place / "second/digits/data/made").is_dir()  # the clone's modules were used, from its folder
-    found = json.loads((place / "drive/MyDrive/digit-runs/smoke/figures/results.json").read_text())
+    found = json.loads((place / "drive/MyDrive/digit-runs/smoke/figures/results.json").read_text(encoding="utf-8"))
     for name, value in {**environment, "RUNS_DIR": str(place / "undisturbed")}.items():
         monkeypatch.setenv(name, value)
     (run,) = training.open_lab("loc").train([models.FloNet])
@@ -122,7 +122,7 @@ def test_localization_goes_on_after_a_disconnect_as_if_nothing_was(place, addres
 def test_setup_survives_a_clone_that_is_cut_off_and_a_new_start(tmp_path, address, environment):
     machine, git = tmp_path / "machine", tmp_path / "bin" / "git"
     git.parent.mkdir()
-    git.write_text('#!/bin/sh\nfor part; do :; done\nmkdir -p "$part/.git" "$part/training"\nkill -9 $$\n')
+    git.write_bytes(b'#!/bin/sh\nfor part; do :; done\nmkdir -p "$part/.git" "$part/training"\nkill -9 $$\n')
     git.chmod(0o755)
     cut_off = {**environment, "PATH": f"{git.parent}:{environment['PATH']}"}
     for source, reason in ((PLACEHOLDER, "set REPOSITORY"), (address, f"cannot clone {address}")):

@@ -8,7 +8,6 @@ import errno
 import math
 import os
 import random
-import resource
 import shutil
 import signal
 import threading
@@ -24,6 +23,7 @@ import training
 from data import DataError, files
 from training import RunInUse, results, runs
 
+resource = pytest.importorskip("resource")  # as signals, of Unix
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_core")]
 
 SOAK = bool(os.environ.get("SOAK"))
@@ -140,7 +140,7 @@ def test_leftovers_of_killed_processes_are_removed(sets, undisturbed, tmp_path, 
     for name, age in ((".checkpoint.pt.1.tmp", 7200), (".checkpoint.pt.2.tmp", 60)):
         (folder / name).write_bytes(b"half of it")
         os.utime(folder / name, (time.time() - age,) * 2)
-    (folder / "notes.tmp").write_text("somebody's own")
+    (folder / "notes.tmp").write_text("somebody's own", encoding="utf-8")
     capsys.readouterr()
     assert_same_run(fit(sets, tmp_path), undisturbed)
     said = capsys.readouterr().out
@@ -344,7 +344,7 @@ def test_files_that_would_run_code(sets, rich, tmp_path, monkeypatch, capsys, pl
     whole, part = rich
     attack, weights, histories = Attack(tmp_path / "it ran"), Path("weights.pt"), Path("histories/localization.pkl")
     folder = next(shutil.copytree(part, tmp_path / "runs").iterdir())
-    training.save_weights(whole, weights)
+    training.save_weights(whole.weights, weights)
     for path in (folder / "checkpoint.pt", folder / "previous.pt", weights):
         torch.save(files.load_tensors(path) | {place: attack} if place else attack, path)
     files.save_pickle(histories, {"Tiny": {place: attack}} if place else attack)

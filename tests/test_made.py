@@ -10,6 +10,7 @@ import models
 import utils
 from data import checks, labels, sources
 from training import baselines
+from training.reference import reference_mean
 
 pytestmark = pytest.mark.skipif(
     not all(path.is_file() for path in sources.mnist_files(data.FOLDER)),
@@ -51,22 +52,6 @@ def test_digits_are_split_once_and_drawn_as_often_as_they_should(made):
 def test_the_box_around_visible_ink_is_as_near_the_true_one_as_it_should(made):
     test = made["loc"].test
     assert utils.score(baselines.visible_outputs(test), test.labels)["iou"] == pytest.approx(0.911, abs=0.004)
-
-
-def reference_mean(outputs, targets):
-    """The reference's own measure, oddities included: a picture (cell) in which nothing is found counts as right, digit
-    or not; in detection the class read is always 0; IoU is the mean of batches' means."""
-    right, ious = [], []
-    outputs = outputs.movedim(1, -1) if outputs.ndim == 4 else outputs
-    for found, true in zip(outputs.split(64), targets.split(64), strict=True):
-        found, true = found.reshape(-1, found.shape[-1]), true.reshape(-1, 6)
-        digit, said = true[:, 0] > 0, found[:, 0] > 0
-        category = found[:, 5:].argmax(1)  # of detection's one logit: 0
-        right.append(~said | (digit & (category == true[:, 5])))
-        hit = digit & said
-        if hit.any():
-            ious.append(utils.box_ious(found[hit, 1:5], true[hit, 1:5]).mean())
-    return (torch.cat(right).float().mean() + torch.stack(ious).mean()).item() / 2
 
 
 @pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the reference's weights are not there")

@@ -23,7 +23,7 @@ import predict
 import training
 import utils
 from data import DataError, sources
-from training.runs import Trained
+from training.weights import Trained
 
 HOME = Path(__file__).resolve().parent.parent
 OWN = {"loc": models.CompactNet, "det": models.CompactNet2}
@@ -40,8 +40,8 @@ def weights(sets, one_core, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     for task, name in training.NAMES.items():
         run = fit(sets, folder / "runs", task, replace(training.OWN, epochs=1), OWN[task])
-        training.save_weights(run, folder / f"{name}.pt")
-    (folder / "text.pt").write_text("weights")
+        training.save_weights(run.weights, folder / f"{name}.pt")
+    (folder / "text.pt").write_text("weights", encoding="utf-8")
     (folder / "short.pt").write_bytes((folder / "detection.pt").read_bytes()[:-1000])
     stored = torch.load(folder / "detection.pt")
     torch.save(stored["weights"], folder / "bare.pt")
@@ -168,7 +168,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(wrong, reason):
 
 
 def test_files_that_are_no_pictures_are_refused_with_the_reason(image):
-    image.with_name("text.png").write_text("no picture")
+    image.with_name("text.png").write_text("no picture", encoding="utf-8")
     image.with_name("short.png").write_bytes(image.read_bytes()[:1000])
     reasons = {"none.png": "no such file", "": "is a directory", "text.png": "not a picture", "short.png": "damaged"}
     for name, reason in reasons.items():
@@ -278,13 +278,13 @@ def test_a_drawing_that_cannot_be_written_is_named(weights, image, capsys):
 def test_the_command_runs_from_any_folder(image):
     command = [sys.executable, HOME / "predict.py", "seven.png", "--weights", "none.pt"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    found = subprocess.run(command, cwd=image.parent, env=environment, capture_output=True, text=True)
+    found = subprocess.run(command, cwd=image.parent, env=environment, capture_output=True, encoding="utf-8")
     assert (found.returncode, found.stdout, found.stderr) == (2, "", "predict.py: none.pt: no such file\n")
 
 
 @pytest.mark.parametrize("task", OWN)
 def test_published_weights_are_those_of_the_published_run(task, tmp_path):
-    results = json.loads((HOME / "figures" / "results.json").read_text())[task]
+    results = json.loads((HOME / "figures" / "results.json").read_text(encoding="utf-8"))[task]
     path = predict.WEIGHTS / f"{training.NAMES[task]}.pt"
     found = training.load_weights(path)
     entry = results["networks"][found.name]

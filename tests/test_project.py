@@ -16,14 +16,14 @@ from scripts import check_published, run
 from training.results import load_published
 
 HOME = Path(__file__).resolve().parent.parent
-PUBLISHED = json.loads((HOME / "figures" / "results.json").read_text())
+PUBLISHED = json.loads((HOME / "figures" / "results.json").read_text(encoding="utf-8"))
 CELLS = {task: nbformat.read(HOME / f"{name}.ipynb", as_version=4).cells for task, name in training.NAMES.items()}
 CODE = {task: [cell for cell in cells if cell.cell_type == "code"] for task, cells in CELLS.items()}
 # What each module may import of this project's: what lies below it, in `training` the modules that are named before.
 BELOW = {"data": {"data"}, "models": {"data"}, "utils": {"data"}, "training": {"data", "models", "utils"}}
 BELOW |= {"predict": {"data", "utils", "training"}, "scripts": {"data", "models", "utils", "training", "scripts"}}
-TRAINING = ["layers", "settings", "loop", "keys", "runs", "progress", "results", "study", "search", "baselines", "lab"]
-TRAINING += ["colab", "__init__"]
+TRAINING = ["layers", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results", "study"]
+TRAINING += ["search", "baselines", "lab", "colab", "__init__"]
 each_task = pytest.mark.parametrize("task", training.NAMES)
 
 
@@ -87,16 +87,16 @@ def test_results_are_complete_and_of_the_published_histories(task, monkeypatch):
 def test_readme_and_notebooks_show_the_published_results(tmp_path):
     copy = Path(shutil.copy(HOME / "README.md", tmp_path))
     run.update_readme(copy, PUBLISHED)
-    assert copy.read_text() == (HOME / "README.md").read_text()
+    assert copy.read_text(encoding="utf-8") == (HOME / "README.md").read_text(encoding="utf-8")
     for task, cells in CODE.items():
         shown = [output.get("data", {}).get("text/markdown") for cell in cells for output in cell.outputs]
         assert training.headline(PUBLISHED[task], task) in shown
 
 
 def test_what_files_say_of_other_files_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", (HOME / "README.md").read_text()):
+    for target in re.findall(r"\]\(([^)#]+)\)", (HOME / "README.md").read_text(encoding="utf-8")):
         assert target.startswith("http") or (HOME / target).exists(), target
-    assert "-r requirements.txt" in (HOME / "environment.yml").read_text()
+    assert "-r requirements.txt" in (HOME / "environment.yml").read_text(encoding="utf-8")
 
 
 def test_modules_import_only_what_lies_below_them():
@@ -105,7 +105,7 @@ def test_modules_import_only_what_lies_below_them():
         below = set(BELOW[file.stem if file.parent == HOME else file.parent.name])
         if file.parent.name == "training":
             below |= {f"training.{name}" for name in TRAINING[: TRAINING.index(file.stem)]}
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             one = [getattr(node, "module", None) or ""]  # of `from ... import`
             for name in [each.name for each in node.names] if isinstance(node, ast.Import) else one:
                 assert name.split(".")[0] not in BELOW or {name, name.split(".")[0]} & below, (file.name, name)

@@ -17,7 +17,7 @@ SECTIONS = """Problem; Data; Method; Networks; Training and tuning; Results; Loc
 Error analysis; Over- and underfitting; Limits; Reproducibility; References"""
 PAGES = range(4, 11)
 DATE = datetime.date(2024, 5, 1)
-RESULTS = json.loads((report.HOME / "figures" / "results.json").read_text())
+RESULTS = json.loads((report.HOME / "figures" / "results.json").read_text(encoding="utf-8"))
 
 
 def change(profile="long", selected=-1, study=True, source="mnist"):
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def put(folder, results):
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder
 
 

@@ -30,7 +30,7 @@ print(json.dumps(found))
 
 def train(threads, device, folder, precision):
     command = [sys.executable, "-c", TRAIN, str(threads), device, str(folder), precision]
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=HOME, capture_output=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr
     return without_measured(json.loads(done.stdout))
 
@@ -58,6 +58,6 @@ def test_two_processes_give_the_same_results(tmp_path):
     for name in ("first", "second"):
         about = {"RUNS_DIR": str(tmp_path / name), "PROFILE": "smoke", "DATA_SOURCE": "digits", "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, "scripts/run.py"], cwd=HOME, env=os.environ | about, check=True, timeout=900)
-        found.append(json.loads((tmp_path / name / "smoke" / "figures" / "results.json").read_text()))
+        found.append(json.loads((tmp_path / name / "smoke" / "figures" / "results.json").read_text(encoding="utf-8")))
     assert set(found[0]) == {"loc", "det"}
     assert without_measured(found[0]) == without_measured(found[1])

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -55,7 +54,7 @@ def worker(url, folder, trials, seconds=0.0):
     """A process that takes part in a study, each batch of which takes so many seconds."""
     command = [sys.executable, "-c", WORKER, url, str(folder), str(trials), str(seconds)]
     environment = os.environ | {"RUNS_DIR": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +63,8 @@ def postgres():
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) or [Path(shutil.which("pg_ctl") or "")]
     if not found[-1].is_file():
         pytest.skip("PostgreSQL is not installed")
+    import pwd  # Windows has none
+
     root = os.geteuid() == 0  # as whom it does not run
     as_user = {"user": "postgres"} if root else {}
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
@@ -75,7 +76,7 @@ def postgres():
     pg_ctl, where = str(found[-1]), str(folder / "data")
     quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **as_user}
     subprocess.run([pg_ctl, "-D", where, "-o", "-U digits -A trust --no-sync", "initdb"], **quiet)
-    options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
+    options = f"-p {port} -h 127.0.0.1 -k '' -F"
     subprocess.run([pg_ctl, "-D", where, "-o", options, "-l", str(folder / "log"), "-w", "start"], **quiet)
     yield f"postgresql+psycopg://digits@127.0.0.1:{port}/postgres"
     subprocess.run([pg_ctl, "-D", where, "-m", "immediate", "stop"], **quiet)
@@ -196,6 +197,6 @@ def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
     monkeypatch.setattr(command.take_part, "__defaults__", (48, 1))
     for trials in (1, 2):
         command.main(["loc", "--trials", str(trials)])
-        found = json.loads((tmp_path / "search.json").read_text())["loc"]
+        found = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["loc"]
         assert (found["pictures"], found["epochs"], len(found["trials"])) == (48, 1, trials)
     assert found["trials"][0]["params"].keys() == found["importance"].keys()

@@ -18,7 +18,7 @@ import models
 import training
 import utils
 from data import DataError, augment, files, labels
-from training import Hooks, NonFiniteLoss, Settings, keys, loop, results, runs, settings, study
+from training import Hooks, NonFiniteLoss, Settings, keys, loop, results, runs, settings, study, weights
 
 pytestmark = pytest.mark.usefixtures("one_core")
 RECIPES = [("loc", SHORT), ("det", SHORT), ("loc", RICH), ("det", RICH)]
@@ -66,6 +66,35 @@ def test_weights_and_the_order_of_every_epoch_follow_from_the_seed():
     assert order_of(1, 2) == orders[1]
     weights = [loop.build(Tiny, replace(SHORT, seed=seed), CPU).model.layers[2].weight for seed in (7, 8)]
     assert not torch.equal(*weights)
+
+
+def test_unshuffled_pictures_come_as_they_are_stored(sets):
+    train = sets["loc"][0].train
+    for epoch in (1, 2):
+        batches = list(loop.draw_batches(train, replace(SHORT, shuffle=False), epoch))
+        assert torch.equal(torch.cat([pictures for pictures, _ in batches]), train.pictures)
+
+
+@pytest.mark.parametrize("interrupted_in", [None, 6])
+def test_more_epochs_go_on_where_fewer_have_ended(sets, tmp_path, interrupted_in):
+    """Where the learning rate is constant; a run whose weights were dropped is of no use for that."""
+    whole = fit(sets, tmp_path / "whole", settings=replace(SHORT, epochs=7))
+    for epochs in (2, 4):
+        fit(sets, tmp_path / "parts", settings=replace(SHORT, epochs=epochs))
+    if interrupted_in:
+        interrupted(sets, tmp_path / "parts", interrupted_in, settings=replace(SHORT, epochs=7))
+    trained = []
+    hooks = Hooks(on_epoch=lambda state: trained.append(state.epoch))
+    run = fit(sets, tmp_path / "parts", settings=replace(SHORT, epochs=7), hooks=hooks)
+    first = interrupted_in or 5
+    assert (trained, run.status) == (list(range(first, 8)), f"continued after epoch {first - 1}")
+    assert_same_run(run, whole)
+    assert fit(sets, tmp_path / "parts", settings=SHORT, hooks=NEVER).status == "loaded"
+
+    weights.drop_weights(fit(sets, tmp_path / "dropped").weights)
+    assert fit(sets, tmp_path / "dropped", settings=replace(SHORT, epochs=5)).status == "trained"
+    fit(sets, tmp_path / "cycle", settings=RICH)
+    assert fit(sets, tmp_path / "cycle", settings=replace(RICH, epochs=5)).status == "trained"
 
 
 def test_one_cycle_rises_and_falls_to_nothing(undisturbed):
@@ -186,7 +215,7 @@ def test_one_checkpoint_each_half_minute_and_one_at_the_end(sets, tmp_path, monk
         clock.now += 12 * (step == 1)
 
     hooks = Hooks(on_step, lambda state: there.append({path.name for path in tmp_path.rglob("*.pt")}))
-    run = training.fit(Tiny, *sets["loc"], replace(SHORT, epochs=7), hooks)
+    run = training.fit(Tiny, *sets["loc"], replace(SHORT, epochs=7, one_cycle=True), hooks)
     assert saved == [3, 6, 7]
     assert there[2:] == [{"checkpoint.pt"}] * 3 + [{"checkpoint.pt", "previous.pt"}] + [{"checkpoint.pt"}]
     stored = files.load_tensors(run.weights)
@@ -383,7 +412,7 @@ def test_recipes_are_tried_out_on_a_part_of_the_pictures(sets, tmp_path, monkeyp
 
 def test_saved_weights_are_all_that_using_them_takes(sets, undisturbed, tmp_path):
     normal, run = sets["det"][1], undisturbed["det", RICH]
-    training.save_weights(run, tmp_path / "weights.pt")
+    training.save_weights(run.weights, tmp_path / "weights.pt")
     found = training.load_weights(tmp_path / "weights.pt", Tiny2)
     assert (found.name, found.task, found.normal, found.source) == ("Tiny2", "det", normal, "digits")
     assert (found.epoch, found.validation) == (run.best_epoch, run.val)

@@ -12,6 +12,7 @@ from torchvision.ops import box_convert, box_iou
 import data
 import models
 import utils
+from training.reference import published_curves, reference_mean
 
 LN2, LN3 = math.log(2), math.log(3)
 SHAPES = {"loc": ((15,), (6,)), "det": ((6, 2, 3), (2, 3, 6))}  # of one picture's outputs and labels
@@ -421,3 +422,31 @@ def test_map_is_the_mean_over_the_classes_that_occur():
     assert precision.shape == (10, 101, 10)
     assert (precision[..., 5] == 0).all()
     assert precision.isnan().all((0, 1)).nonzero().flatten().tolist() == [0, 1, 2, 4, 6, 7, 8, 9]
+
+
+def test_the_reference_s_own_measure():
+    """Three batches of 64: in the first one digit of two is found, with an IoU of 1/3, and rightly named; in the second
+    one is missed, which counts as right, and one is found where none is; in the third nothing is found."""
+    labels = torch.tensor(data.labels.NO_DIGIT).repeat(192, 1)
+    labels[[0, 1, 64]] = torch.tensor([1, 0.5, 0.5, 0.4, 0.4, 3])
+    outputs = torch.zeros(192, 15)
+    outputs[:, 0] = -1.0
+    outputs[:, 1:5] = torch.tensor([0.7, 0.5, 0.4, 0.4])
+    outputs[:, 5 + 3] = 1.0
+    outputs[[0, 65], 0] = 1.0
+    assert reference_mean(outputs, labels) == pytest.approx((191 / 192 + 1 / 3) / 2)
+    outputs[66, 0], labels[66] = 1.0, torch.tensor([1, 0.7, 0.5, 0.4, 0.4, 4])  # found, with another name
+    assert reference_mean(outputs, labels) == pytest.approx((190 / 192 + (1 / 3 + 1) / 2) / 2)
+    assert reference_mean(torch.full((2, 15), -1.0), labels[:2]) == 0.5  # finite
+
+
+def test_in_detection_the_reference_reads_every_class_as_0():
+    labels = det_labels({(0, 1): (1, 0.5, 0.5, 0.4, 0.4, 0), (1, 2): (1, 0.5, 0.5, 0.4, 0.4, 1)})
+    assert reference_mean(perfect_outputs(labels), labels) == pytest.approx((5 / 6 + 1) / 2)
+
+
+def test_the_reference_s_curves_are_as_long_as_its_training():
+    for network in (*models.REFERENCE_LOCALIZERS, *models.REFERENCE_DETECTORS):
+        curves = published_curves(network.__name__)
+        assert {name: len(values) for name, values in curves.items()} == dict.fromkeys(curves, 60)
+    assert max(published_curves("SkreNet2")["val_mean"]) == pytest.approx(0.8304, abs=1e-4)

@@ -5,7 +5,7 @@ from training.keys import provenance
 from training.lab import Lab, Test, open_lab
 from training.layers import Layer, list_layers
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
-from training.progress import Progress
+from training.progress import Progress, forgive_output
 from training.results import (
     BASELINES,
     compare_runs,
@@ -17,15 +17,17 @@ from training.results import (
     select_best,
     study_tables,
 )
-from training.runs import Run, RunInUse, fit, load_weights, save_weights
+from training.runs import Run, RunInUse, fit
 from training.settings import (
     NAMES,
     OWN,
     PROFILES,
     REFERENCE,
     Settings,
+    check_runs_folder,
     choose_device,
     choose_profile,
     describe,
     runs_folder,
 )
+from training.weights import load_weights, save_weights

@@ -48,7 +48,7 @@ def install_lacking(names: Sequence[str]) -> None:
     wanted = [pin for pin in pins if pin.partition("==")[0] in lacking]
     print("installing", *wanted)
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", *wanted]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
     if done.returncode:
         raise RuntimeError(f"pip cannot install {', '.join(lacking)}:\n{done.stdout.strip()}")
     importlib.invalidate_caches()  # else the running process may not see what has just come

@@ -16,9 +16,10 @@ from training.baselines import BrightPatches, trivial_outputs, visible_outputs
 from training.loop import overfit
 from training.progress import Progress
 from training.results import diverged, load_published, published_results, save_histories, save_results
-from training.runs import Run, fit, save_weights
-from training.settings import NAMES, Profile, Settings, choose_device, choose_profile
+from training.runs import Run, fit
+from training.settings import NAMES, Profile, Settings, check_runs_folder, choose_device, choose_profile
 from training.study import compare_recipes
+from training.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Lab:
         results = self._summarize(runs, test, baseline, study)
         save_results(self.figures, self.task, results)
         save_histories(runs, self.profile.outcome_folder("histories") / f"{self.name}.pkl")
-        save_weights(runs[-1], self.profile.outcome_folder("weights") / f"{self.name}.pt")
+        save_weights(runs[-1].weights, self.profile.outcome_folder("weights") / f"{self.name}.pt")
         return results
 
     def _summarize(
@@ -183,6 +184,8 @@ class PublishedLab(Lab):
 
 
 def open_lab(task: str) -> Lab:
-    """The lab of a task, "loc" or "det", with the profile that PROFILE names, see `settings.choose_profile`."""
+    """The lab of a task, "loc" or "det", with the profile that PROFILE names, see `settings.choose_profile`. Raises
+    SaveError where its runs could not be kept."""
+    check_runs_folder()
     profile = choose_profile()
     return (Lab if profile.trains else PublishedLab)(task, profile)

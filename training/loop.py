@@ -15,9 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 import models
 import utils
 from data import Split, Splits, augment
+from training.reference import reference_mean
 from training.settings import Settings
 
 SCORES = ("loss", "loss_pc", "loss_box", "loss_class", "accuracy", "iou", "digit_accuracy", "iou_all", "mean")
+REFERENCE_MEAN = "reference_mean"  # the mean accuracy by the reference's own measure, in a column of its own
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -122,8 +124,10 @@ def train(
     while state.epoch < settings.epochs:
         began = time.perf_counter()
         outputs, labels = train_epoch(state, train, normal, settings, hooks.on_step)
-        scores = {f"train_{name}": value for name, value in utils.score(outputs, labels).items()}
-        scores |= {f"val_{name}": value for name, value in utils.evaluate(state.model, val, normal).items()}
+        found, scores = utils.infer(state.model, val.pictures, normal), {}
+        for part, answers, truth in (("train", outputs, labels), ("val", found, val.labels)):
+            scores |= {f"{part}_{name}": value for name, value in utils.score(answers, truth).items()}
+            scores[f"{part}_{REFERENCE_MEAN}"] = reference_mean(answers, truth)
         for name, value in scores.items():
             if not math.isfinite(value):  # the last step may have spoilt the weights: never recorded
                 raise NonFiniteLoss(f"epoch {state.epoch + 1}: {name} is {value}")
@@ -176,7 +180,8 @@ def draw_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple
     drawn from seed and epoch: on the CPU, so that every device gets the same."""
     device = train.pictures.device
     rng = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
-    order = torch.randperm(len(train), generator=rng).to(device)
+    order = torch.randperm(len(train), generator=rng) if settings.shuffle else torch.arange(len(train))
+    order = order.to(device)
     draws = torch.rand(len(train), 2, generator=rng).to(device) if settings.max_shift else None
     for index in order.split(settings.batch_size):
         pictures, labels = train.pictures[index], train.labels[index]

@@ -88,6 +88,12 @@ def _make_display(text: str) -> Any:
     return display(_Text(text), display_id=True) if getattr(get_ipython(), "kernel", None) is not None else None
 
 
+def forgive_output() -> None:
+    """Let a terminal without a character show a question mark in its place, instead of ending the program."""
+    if hasattr(sys.stdout, "reconfigure"):  # not so in notebooks, which show every character
+        sys.stdout.reconfigure(errors="replace")
+
+
 def short_log(history: dict[str, list[float]], rows: int = 8) -> str:
     """A few epochs of a history, evenly spaced, with the best one marked."""
     epochs, best = len(history["seconds"]), best_epoch(history)

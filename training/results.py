@@ -45,13 +45,13 @@ BASELINES = {
 def published_results(task: str) -> dict[str, Any] | None:
     """What figures/results.json holds of a task; None where there is nothing."""
     path = Path("figures") / "results.json"
-    return json.loads(path.read_text()).get(task) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")).get(task) if path.is_file() else None
 
 
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
     """Put a task's results into results.json in the folder; the other task's stay as they are."""
     path = Path(folder) / "results.json"
-    everything = json.loads(path.read_text()) if path.exists() else {}
+    everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     everything[task] = results
     atomic_write(path, lambda file: file.write((json.dumps(everything, indent=1, sort_keys=True) + "\n").encode()))
 

@@ -1,4 +1,4 @@
-"""Runs on disk: what makes two runs the same, checkpoints, going on after an interruption, weights for use."""
+"""Runs on disk: checkpoints, and going on after an interruption."""
 
 import math
 import time
@@ -11,12 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-import models
 import utils
 from data import DataError, Splits, files
 from training.keys import describe_run, provenance, run_folder
-from training.loop import SCORES, Hooks, TrainState, assemble, best_epoch, build, keep_freed_memory, train
+from training.loop import (
+    REFERENCE_MEAN,
+    SCORES,
+    Hooks,
+    TrainState,
+    best_epoch,
+    build,
+    keep_freed_memory,
+    train,
+)
 from training.settings import Settings, choose_device
+from training.weights import load_weights
 
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "previous.pt"
 SAVED_EVERY = 30.0  # seconds at least between two checkpoints, so that a network drive keeps up
@@ -94,7 +103,8 @@ def fit(
     While it is trained, the run's folder holds a checkpoint of at most SAVED_EVERY seconds ago, complete in itself,
     and the one before. Killed at any moment, the next call continues after the checkpoint's epoch, or the one
     before's where it has been damaged, and ends with the same history and weights, bit for bit on the same machine's
-    CPU. A finished run keeps its history and the weights of its best epoch.
+    CPU. A finished run keeps its history and the weights of its best epoch, and what going on takes where the learning
+    rate is constant: then a run of more epochs begins where one of fewer has ended.
 
     Two processes never train one run at once. The second waits for RELEASED_WITHIN seconds and then raises RunInUse:
     a notebook that waited longer would look as if it hung, perhaps for a kernel that was forgotten. Where there are
@@ -112,6 +122,8 @@ def fit(
             files.remove_leftovers(folder, 0.0 if alone else WRITTEN_WITHIN)
             new = partial(build, network, settings, choose_device(), len(splits.train))
             state, trained_on = resume(folder, about, new)
+            if not state.epoch and not settings.one_cycle:
+                state, trained_on = resume_shorter(about, new)
             done = state.epoch
             status = "loaded" if done == settings.epochs else f"continued after epoch {done}" if done else "trained"
             if done < settings.epochs:
@@ -150,8 +162,8 @@ def _with_checkpoints(hooks: Hooks | None, folder: Path, about: dict[str, Any], 
 
 
 def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trained_on: dict[str, str]) -> None:
-    """Write all that going on takes, or of a finished run all that using it takes. The checkpoint before is kept
-    until the run is finished. Raises SaveError."""
+    """Write all that going on takes; of a finished run whose learning rate has come down to nothing, all that using it
+    takes. The checkpoint before is kept until the run is finished. Raises SaveError."""
     finished = state.epoch == about["settings"]["epochs"]
     content = {
         **about,
@@ -160,7 +172,7 @@ def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trai
         "validation": scores_of(state.history, "val"),
         "trained_on": trained_on,
         "history": state.history,
-        "state": None if finished else state.state_dict(),
+        "state": None if finished and about["settings"]["one_cycle"] else state.state_dict(),
     }
     files.save_tensors(folder / CHECKPOINT, content, keep=None if finished else folder / PREVIOUS)
     if finished:
@@ -205,6 +217,18 @@ def resume(folder: Path, about: dict[str, Any], new: Callable[[], TrainState]) -
     return new(), {}
 
 
+def resume_shorter(about: dict[str, Any], new: Callable[[], TrainState]) -> tuple[TrainState, dict[str, str]]:
+    """The state of the longest run that differs from this one by fewer epochs alone; `new()` where there is none."""
+    for epochs in range(about["settings"]["epochs"] - 1, 0, -1):
+        shorter = {**about, "settings": {**about["settings"], "epochs": epochs}}
+        folder = run_folder(shorter)
+        if (folder / CHECKPOINT).exists():
+            state, trained_on = resume(folder, shorter, new)
+            if state.epoch and state.best_weights:  # else it is of a run whose weights were dropped
+                return state, trained_on
+    return new(), {}
+
+
 def read_checkpoint(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     """What `save_checkpoint` wrote. Raises DataError where it is damaged, or of another run."""
     stored = files.load_tensors(path)
@@ -222,70 +246,11 @@ def check_history(history: Any, where: str) -> None:
     """Raise DataError, its message beginning with `where`, unless history is a dict with the columns that `train`
     writes: lists of finite floats, each as long as the others, at least one."""
     columns = {f"{part}_{name}" for part in ("train", "val") for name in SCORES} | {"learning_rate", "seconds"}
-    if not isinstance(history, dict) or history.keys() != columns:
+    added = {f"{part}_{REFERENCE_MEAN}" for part in ("train", "val")}
+    if not isinstance(history, dict) or not columns <= history.keys() <= columns | added:
         raise DataError(f"{where}: expected a history of {len(columns)} columns, found something else")
     lists = all(type(values) is list and values for values in history.values())
     if not lists or len({len(values) for values in history.values()}) > 1:
         raise DataError(f"{where}: expected the history's columns to be lists of one length")
     if not all(type(value) is float and math.isfinite(value) for values in history.values() for value in values):
         raise DataError(f"{where}: expected finite numbers in the history, found others")
-
-
-# ---------------------------------------------------------------------------------------------- weights
-
-WEIGHTS = ("network", "task", "settings", "source", "pictures", "normalization", "weights", "epoch", "validation")
-WEIGHTS += ("trained_on",)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained network and all that using it takes."""
-
-    name: str  # of the network's class
-    network: nn.Module  # on the CPU, in evaluation mode
-    task: str  # "loc" or "det"
-    normal: utils.Normalizer
-    source: str  # of the pictures that it was trained on: "course", "mnist" or "digits"
-    epoch: int
-    validation: dict[str, float]  # its scores on the validation pictures, see `utils.score`
-    path: Path
-
-
-def drop_weights(run: Run) -> None:
-    """Keep only the history of a run: comparing recipes needs no more, and SkreNet's weights take 150 MB."""
-    files.save_tensors(run.weights, {**files.load_tensors(run.weights), "weights": {}})
-
-
-def save_weights(run: Run, path: Path) -> None:
-    """Write the weights of a run's best epoch with all that using them takes: tensors and plain values only."""
-    stored = files.load_tensors(run.weights)
-    files.save_tensors(path, {name: stored[name] for name in WEIGHTS})
-
-
-def load_weights(path: str | Path, network: type[nn.Module] | None = None) -> Trained:
-    """Read a file that `save_weights` wrote, or the checkpoint of a finished run. Nothing in it can run code.
-
-    network: its class, by default the one in `models` that has the name in the file. Raises DataError that names the
-    file where it is missing, damaged or hostile, or does not fit the network.
-    """
-    path = Path(path)
-    stored = files.load_tensors(path)
-    if not isinstance(stored, dict) or not set(WEIGHTS) <= stored.keys():
-        raise DataError(f"{path}: expected what save_weights writes, found something else")
-    name, task = stored["network"], stored["task"]
-    ours = models.LOCALIZERS if task == "loc" else models.DETECTORS if task == "det" else ()
-    known = [network] if network else ours
-    found = next((each for each in known if each.__name__ == name), None)
-    if found is None or not ours:
-        expected = ", ".join(each.__name__ for each in known) or "a network of one of the tasks"
-        raise DataError(f"{path}: expected {expected}, found {name!r} for {task!r}")
-    try:
-        model = assemble(found, Settings(**stored["settings"]))
-        model.load_state_dict(stored["weights"])  # strict: names and shapes
-        normal = utils.Normalizer(**stored["normalization"])
-        usable = 0 < normal.std < math.inf and math.isfinite(normal.mean)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise DataError(f"{path}: does not fit {name}: {' '.join(str(error).split())}") from error
-    if not usable or not all(torch.isfinite(value).all() for value in model.state_dict().values()):
-        raise DataError(f"{path}: holds a number that is NaN or infinite, or no standard deviation")
-    return Trained(name, model.eval(), task, normal, stored["source"], stored["epoch"], stored["validation"], path)

@@ -22,8 +22,9 @@ from torch import nn
 from data import Splits
 from training.keys import describe_run, run_folder
 from training.loop import Hooks, NonFiniteLoss, TrainState
-from training.runs import drop_weights, fit
+from training.runs import fit
 from training.settings import Settings, runs_folder
+from training.weights import drop_weights
 from utils import Normalizer
 
 BEAT = 30  # seconds between two signs of life of a worker
@@ -111,7 +112,7 @@ def search(
         except KeyboardInterrupt:
             study.enqueue_trial(trial.params)  # else it would count as failed
             raise
-        drop_weights(run)
+        drop_weights(run.weights)
         return run.val["mean"]
 
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Settings of a training run, the two recipes, and the table of profiles: how much is done."""
 
 import os
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 import utils
 from data import FULL
+from data.files import SaveError
 
 NAMES = {"loc": "localization", "det": "detection"}
 
@@ -37,6 +39,7 @@ class Settings:
     learning_rate: float = 0.05  # plain SGD
     momentum: float = 0.0
     seed: int = 42  # initial weights, and the order of the pictures in every epoch
+    shuffle: bool = True  # the reference did not
     optimizer: str = "sgd"  # or "adamw", which scales the step of every weight by itself
     weight_decay: float = 0.0  # of kernels and matrices; never of biases and batch norm
     one_cycle: bool = False  # learning rate up to its value and down to nothing at the end
@@ -94,6 +97,7 @@ def describe(settings: Settings) -> str:
         f"box loss: {names[settings.box_loss]}"
     )
     added = {
+        "pictures in the same order in every epoch": not settings.shuffle,
         "one cycle of the learning rate": settings.one_cycle,
         "bounded boxes": settings.bounded_boxes,
         "edges snapped to whole pixels": settings.snap_to_pixels,
@@ -129,8 +133,9 @@ class Profile:
 
     def outcome_folder(self, name: str) -> Path:
         """Where "figures", "histories" or "weights" go: to the folder of that name for the submission's own, else to
-        one among the runs, so that trying the notebooks out never overwrites what was published."""
-        return Path(name) if self.submission else runs_folder() / self.name / name
+        one among the runs, so that trying the notebooks out never overwrites what was published. Also where the
+        project's folder is read-only."""
+        return Path(name) if self.submission and os.access(".", os.W_OK) else runs_folder() / self.name / name
 
 
 PROFILES = {
@@ -197,3 +202,14 @@ def choose_profile() -> Profile:
 def runs_folder() -> Path:
     """Where runs are kept: the folder that the environment variable RUNS_DIR names, else runs/."""
     return Path(os.environ.get("RUNS_DIR") or "runs")
+
+
+def check_runs_folder() -> None:
+    """Raise SaveError, before hours are spent, where nothing can be written to the folder of runs."""
+    folder = runs_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        said = f"{folder}: runs cannot be kept there, {error.strerror}"
+        raise SaveError(f"{said}. The environment variable RUNS_DIR names another folder") from error

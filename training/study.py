@@ -1,16 +1,18 @@
-"""Which change brings what: short runs from the reference's recipe to this project's, one change at a time."""
+"""Which change brings what, and what else is to be known of the networks: comparisons of runs, each resumable."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
+import models
 import utils
 from data import Splits
 from training.progress import Progress
-from training.runs import drop_weights, fit
-from training.settings import REFERENCE, Profile, Settings
+from training.runs import Run, fit
+from training.settings import OWN, REFERENCE, Profile, Settings
+from training.weights import drop_weights
 
 
 class Trial(NamedTuple):
@@ -67,7 +69,7 @@ def try_out(
             with Progress(trial.network.__name__, settings, len(part.train), quiet=True) as progress:
                 run = fit(trial.network, part, normal, settings, progress.hooks)
             if run.status != "loaded":
-                drop_weights(run)
+                drop_weights(run.weights)
             scores.append(run.val)
         row = {"name": trial.name, "network": trial.network.__name__, "pictures": len(part.train)}
         rows.append({**row, "epochs": trial.settings.epochs, "seeds": scores})
@@ -86,3 +88,64 @@ def compare_recipes(
         "comparison": plan_comparison(networks, profile),
     }
     return {name: try_out(trials, splits, normal, profile) for name, trials in plans.items()}
+
+
+# ---------------------------------------------------------------------------------------------- studies of full length
+
+LONGER = {"SkreNet": 100, "FloNet": 200, "SimpleNet": 200, "SkreNet2": 200, "SimpleNet2": 200}  # epochs
+CURVES = ("train_mean", "val_mean", "train_reference_mean", "val_reference_mean", "train_loss", "val_loss")
+
+
+def plan_reproduction(task: str) -> list[Trial]:
+    """The reference's networks as the reference trained them, its pictures unshuffled."""
+    return [Trial(network.__name__, network, replace(REFERENCE, shuffle=False), (42,)) for network in _reference(task)]
+
+
+def plan_longer(task: str) -> list[Trial]:
+    """The reference's networks, shuffled, trained on beyond 60 epochs."""
+    return [
+        Trial(network.__name__, network, replace(REFERENCE, epochs=LONGER[network.__name__]), (42,))
+        for network in _reference(task)
+        if network.__name__ in LONGER
+    ]
+
+
+def plan_seeds(task: str) -> list[Trial]:
+    """Our network with its recipe, from three seeds."""
+    network = {"loc": models.CompactNet, "det": models.CompactNet2}[task]
+    return [Trial(network.__name__, network, OWN, (42, 43, 44))]
+
+
+def _reference(task: str) -> Sequence[type[nn.Module]]:
+    return {"loc": models.REFERENCE_LOCALIZERS, "det": models.REFERENCE_DETECTORS}[task]
+
+
+PLANS = {"reproduction": plan_reproduction, "seeds": plan_seeds, "longer": plan_longer}
+
+
+def conduct(trials: Sequence[Trial], splits: Splits, normal: utils.Normalizer) -> list[dict[str, Any]]:
+    """Train, continue or load each trial with each of its seeds, on all training pictures; a row per run."""
+    rows = []
+    for trial in trials:
+        for seed in trial.seeds:
+            settings = replace(trial.settings, seed=seed)
+            with Progress(trial.name, settings, len(splits.train)) as progress:
+                rows.append(
+                    {"name": trial.name, **describe_row(fit(trial.network, splits, normal, settings, progress.hooks))}
+                )
+    return rows
+
+
+def describe_row(run: Run) -> dict[str, Any]:
+    """What is told of a run, as plain values: its scores in the best epoch, and its curves to five digits."""
+    return {
+        "network": run.name,
+        "settings": asdict(run.settings),
+        "pictures": run.pictures,
+        "seconds": round(run.seconds, 1),
+        "trained_on": run.trained_on,
+        "best_epoch": run.best_epoch,
+        "train": run.train,
+        "val": run.val,
+        "curves": {name: [round(value, 5) for value in run.history[name]] for name in CURVES},
+    }

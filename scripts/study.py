@@ -1,0 +1,67 @@
+"""Conducts studies of full length, and writes what they have found to figures/studies.json.
+
+python scripts/study.py                         all of them, for both tasks: days on two cores
+python scripts/study.py reproduction            one of them
+python scripts/study.py longer --task det       for one task
+python scripts/study.py reproduction --only SimpleNet2
+
+Runs are resumable and kept with the others; what is written down has no run twice and loses none that was not asked
+for.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME))
+os.chdir(HOME)
+
+import data  # noqa: E402  (the project's modules are found only once its folder is on the path)
+import training  # noqa: E402
+import utils  # noqa: E402
+from data import files  # noqa: E402
+from training import study  # noqa: E402
+
+RESULTS = HOME / "figures" / "studies.json"
+
+
+def conduct(name: str, task: str, only: str | None = None) -> None:
+    """Conduct one study of a task, run by run, and write down each."""
+    splits = data.load(task)
+    normal = utils.Normalizer.fit(splits.train.pictures)
+    for trial in study.PLANS[name](task):
+        if only in (None, trial.name):
+            for row in study.conduct([trial], splits, normal):
+                write_down(name, task, row)
+
+
+def write_down(name: str, task: str, row: dict) -> None:
+    """Put a row into studies.json, in the place of one with the same name and settings."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    rows = results.setdefault(task, {}).setdefault(name, [])
+    same = [each for each in rows if (each["name"], each["settings"]) != (row["name"], row["settings"])]
+    results[task][name] = [*same, row]
+    text = json.dumps(results) + "\n"
+    files.atomic_write(RESULTS, lambda file: file.write(text.encode()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Conduct studies."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", choices=[*study.PLANS, "all"], default="all")
+    parser.add_argument("--task", choices=list(training.NAMES))
+    parser.add_argument("--only", help="the network of this name")
+    chosen = parser.parse_args(arguments)
+    training.forgive_output()
+    training.check_runs_folder()
+    for name in study.PLANS if "all" in chosen.studies else chosen.studies:
+        for task in [chosen.task] if chosen.task else training.NAMES:
+            conduct(name, task, chosen.only)
+
+
+if __name__ == "__main__":
+    main()
