@@ -39,6 +39,7 @@ def train(threads, device, folder, precision):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_one_thread_agrees_with_two_and_with_a_gpu(tmp_path, device, precision):
     """Sums in another order differ in their last bits, and every step makes more of it. These are four."""
+    near = {"float32": 0.05, "bfloat16": 0.15}[precision]
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no GPU")
     for (about, history), (same, other) in zip(
@@ -46,7 +47,7 @@ def test_one_thread_agrees_with_two_and_with_a_gpu(tmp_path, device, precision):
     ):
         assert about == same  # normalization, data and code, whatever the hashes of this process
         for name, values in other.items():
-            tolerance = {"rel": 0.05} if "loss" in name or name == "learning_rate" else {"abs": 0.05}
+            tolerance = {"rel": near} if "loss" in name or name == "learning_rate" else {"abs": near}
             assert history[name] == pytest.approx(values, **tolerance), name
 
 
