@@ -596,10 +596,8 @@ def plot_labels(splits: Splits) -> Figure:
 
 
 def plot_grid(picture: Tensor, label: Tensor) -> Figure:
-    """A detection picture with the 2x3 grid, its true boxes and their centres; and beside it the cells' labels.
-
-    picture (1, 48, 60), label (2, 3, 6).
-    """
+    """A detection picture (1, 48, 60) with the 2x3 grid, its true boxes and their centres; and beside it the labels of
+    its cells, (2, 3, 6)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 4.6), width_ratios=(1, 1.25))
     _show_picture(left, picture)
     truth = true_boxes(label[None])[0]
