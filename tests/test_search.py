@@ -165,16 +165,19 @@ def test_a_worker_that_is_killed_loses_nothing(url, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("SOAK"), reason="in `make soak`")
-def test_two_workers_take_half_the_time(postgres, tmp_path):
-    taken = []
+def test_two_workers_are_nearly_twice_as_fast(postgres, tmp_path):
+    """Counted in epochs, since some trials end early, and which is a matter of chance."""
+    rates = []
     for number in (1, 2):
-        name = tmp_path / str(number)
-        search.optuna.delete_study(study_name="tiny", storage=postgres) if number == 2 else None
+        if "tiny" in optuna.get_all_study_names(postgres):
+            optuna.delete_study(study_name="tiny", storage=postgres)
         begun = time.monotonic()
-        workers = [worker(postgres, name, 40, seconds=0.05) for _ in range(number)]
+        workers = [worker(postgres, tmp_path / str(number), 40, seconds=0.15) for _ in range(number)]
         assert [each.wait(600) for each in workers] == [0] * number
-        taken.append(time.monotonic() - begun)
-    assert taken[1] < 0.65 * taken[0], taken
+        taken = time.monotonic() - begun
+        trials = search.open_study("tiny", postgres).trials
+        rates.append(sum(len(trial.intermediate_values) for trial in trials) / taken)
+    assert rates[1] > 1.6 * rates[0], rates
 
 
 def test_what_is_proposed_can_be_built_and_keeps_within_the_size(monkeypatch):
