@@ -245,7 +245,7 @@ class GridNetwork(nn.Module):
     """
 
     bounded = True  # boxes need no further squashing
-    width = 96  # channels at a quarter of the picture's size; half of that before and twice after it
+    width = 96  # channels at a quarter of the picture's size, and twice as many below it
 
     def __init__(self, rows: int, columns: int, classes: int):
         super().__init__()
@@ -269,14 +269,11 @@ class GridNetwork(nn.Module):
         weight = certainty.softmax(-1).view(found.shape[:-1])
         category = torch.einsum("nrcyx,nrcyxk->nrck", weight, category)
         likely = edges.unflatten(-1, (4, DISTANCES)).softmax(-1)
+        across, down = self.across.unflatten(1, (self.columns, -1)), self.down.unflatten(1, (self.rows, -1))
         sides = torch.einsum("nrcyx,nrcyxed->nrcexd", weight, likely[..., :2, :])
-        sides = torch.einsum(
-            "nrcexd,ecxdp->nrcep", sides, self.across.unflatten(1, (self.columns, -1))
-        )  # (N, rows, columns, 2, 60)
+        sides = torch.einsum("nrcexd,ecxdp->nrcep", sides, across)  # (N, rows, columns, 2, 60)
         ends = torch.einsum("nrcyx,nrcyxed->nrceyd", weight, likely[..., 2:, :])
-        ends = torch.einsum(
-            "nrceyd,erydp->nrcep", ends, self.down.unflatten(1, (self.rows, -1))
-        )  # (N, rows, columns, 2, 48)
+        ends = torch.einsum("nrceyd,erydp->nrcep", ends, down)  # (N, rows, columns, 2, 48)
         return certainty.logsumexp(-1), category, Edges(*sides.unbind(-2), *ends.unbind(-2))
 
     def forward(self, pictures: Tensor) -> Tensor | Answers:
@@ -407,6 +404,7 @@ REFERENCE_LOCALIZERS: tuple[type[nn.Module], ...] = (SkreNet, FloNet, SimpleNet)
 REFERENCE_DETECTORS: tuple[type[nn.Module], ...] = (SkreNet2, SimpleNet2, FloNet2)
 LOCALIZERS = (*REFERENCE_LOCALIZERS, CompactNet)
 DETECTORS = (*REFERENCE_DETECTORS, CompactNet2)
+NETWORKS = {"loc": LOCALIZERS, "det": DETECTORS}  # this project's last
 
 
 def count_parameters(network: nn.Module) -> int:

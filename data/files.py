@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -264,10 +265,8 @@ class _PlainUnpickler(pickle._Unpickler):  # in Python, for the one in C can be 
 
 
 def load_pickle(path: Path) -> Any:
-    """Load what `save_pickle` wrote: plain dicts, lists, numbers and strings.
-
-    Raises DataError where the file is missing, damaged or asks for any class or function, which could run code.
-    """
+    """Load what `save_pickle` wrote: plain dicts, lists, numbers and strings. Raises DataError where the file is
+    missing, damaged or asks for any class or function, which could run code."""
     path = Path(path)
     try:
         stored = path.read_bytes()
@@ -288,3 +287,13 @@ def load_pickle(path: Path) -> Any:
         raise DataError(f"{path}: damaged or truncated, or not a pickle") from error
     except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
         raise DataError(f"{path}: damaged or truncated, or not a pickle ({type(error).__name__})") from error
+
+
+def save_json(path: Path, value: Any, **options: Any) -> None:
+    """Write plain values as JSON, with json's options. Raises SaveError."""
+    atomic_write(path, lambda file: file.write((json.dumps(value, **options) + "\n").encode()))
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of ours holds, by name; nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -5,7 +5,6 @@ python scripts/bench.py data growth      these parts only; the others' figures s
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
@@ -40,7 +39,7 @@ RESULTS, PAGE = HOME / "figures" / "bench.json", HOME / "docs" / "speed.md"
 ROUNDS = 5  # measured ones, after one that warms up
 PICTURES = 640  # in an epoch of the comparison of loops
 FEW = {"FloNet2": 128}  # 13 to 53 times the arithmetic of detection's others
-SETS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
+SETS = models.NETWORKS
 # What an operation's name begins with, without "aten::". SGD has no column: on a CPU its names are any addition's.
 KINDS = {
     "convolution": ("conv", "mkldnn_conv", "cudnn_conv"),
@@ -323,13 +322,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, "all"], default="all")
     chosen = parser.parse_args(arguments).parts
     training.forgive_output()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results = files.load_json(RESULTS)
     for part in PARTS if "all" in chosen else chosen:
         title, measure, table = PARTS[part]
         print(f"\n{title}", flush=True)
         results[part] = {"versions": training.keys.provenance(), "found": measure()}
-        text = json.dumps(results, indent=1) + "\n"
-        files.atomic_write(RESULTS, lambda file, text=text: file.write(text.encode()))
+        files.save_json(RESULTS, results, indent=1)
         print(f"\n{table(results[part]['found'])}", flush=True)
     fill_in(PAGE, "speed", render(results))
 

@@ -33,7 +33,6 @@ from training import results as published  # noqa: E402
 SOURCE = HOME / "report" / "report.typ"
 TARGET = HOME / "report.pdf"
 TASKS = {"loc": "localization", "det": "detection"}
-NETWORKS = {"loc": models.LOCALIZERS, "det": models.DETECTORS}
 
 BOXES = ("train_boxes", "val_boxes", "test_boxes", "failures")
 # The figures that the report shows; the curves are those of the selected network.
@@ -97,7 +96,7 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
         "noise": {task: asdict(noise) for task, noise in perturb.NOISE.items()},
         "networks": {
             task: {network.__name__: describe_network(network) for network in networks}
-            for task, networks in NETWORKS.items()
+            for task, networks in models.NETWORKS.items()
         },
     }
 

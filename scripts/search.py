@@ -9,7 +9,6 @@ started again; its trial goes on where it stopped.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ from data import files  # noqa: E402
 from training import search  # noqa: E402
 
 RESULTS = HOME / "figures" / "search.json"
-NETWORKS = {"loc": models.CompactNet, "det": models.CompactNet2}
 PICTURES, EPOCHS, TRIALS = 12_000, 6, 50  # enough to rank recipes, and an hour or so of two cores for each task
 
 
@@ -39,22 +37,21 @@ def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EP
     splits = replace(splits, train=splits.train[:pictures])
     study = search.open_study(f"{training.NAMES[task]} {pictures} {epochs}", search.database())
     own = replace(training.OWN, epochs=epochs)
-    search.search(study, trials, search.propose_own(NETWORKS[task], own), splits, normal)
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    search.search(study, trials, search.propose_own(models.NETWORKS[task][-1], own), splits, normal)
+    results = files.load_json(RESULTS)
     results[task] = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
-    text = json.dumps(results, indent=1) + "\n"
-    files.atomic_write(RESULTS, lambda file: file.write(text.encode()))
+    files.save_json(RESULTS, results, indent=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", choices=[*NETWORKS, "all"], default="all")
+    parser.add_argument("tasks", nargs="*", choices=[*models.NETWORKS, "all"], default="all")
     parser.add_argument("--trials", type=int, default=TRIALS)
     chosen = parser.parse_args(arguments)
     training.forgive_output()
     training.check_runs_folder()
-    for task in NETWORKS if "all" in chosen.tasks else chosen.tasks:
+    for task in models.NETWORKS if "all" in chosen.tasks else chosen.tasks:
         take_part(task, chosen.trials)
 
 

@@ -10,7 +10,6 @@ for.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -41,12 +40,11 @@ def conduct(name: str, task: str, only: str | None = None) -> None:
 
 def write_down(name: str, task: str, row: dict) -> None:
     """Put a row into studies.json, in the place of one with the same name and settings."""
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    results = files.load_json(RESULTS)
     rows = results.setdefault(task, {}).setdefault(name, [])
-    same = [each for each in rows if (each["name"], each["settings"]) != (row["name"], row["settings"])]
-    results[task][name] = [*same, row]
-    text = json.dumps(results) + "\n"
-    files.atomic_write(RESULTS, lambda file: file.write(text.encode()))
+    others = [each for each in rows if (each["name"], each["settings"]) != (row["name"], row["settings"])]
+    results[task][name] = [*others, row]
+    files.save_json(RESULTS, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

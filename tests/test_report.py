@@ -25,7 +25,7 @@ def change(profile="long", selected=-1, study=True, source="mnist"):
     results, plan = copy.deepcopy(RESULTS), training.PROFILES[profile]
     for task, found in results.items():
         found.update(profile=profile, source=source, study=found["study"] if study else None)
-        found["selected"] = report.NETWORKS[task][selected].__name__
+        found["selected"] = models.NETWORKS[task][selected].__name__
         for name, network in found["networks"].items():
             settings = plan.own if name.startswith("Compact") else plan.settings
             network.update(epochs=settings.epochs, best_epoch=settings.epochs, diverged=name == "FloNet")

@@ -15,7 +15,7 @@ from data import checks
 from training.baselines import BrightPatches, trivial_outputs, visible_outputs
 from training.loop import overfit
 from training.progress import Progress
-from training.results import diverged, load_published, published_results, save_histories, save_results
+from training.results import load_published, published_results, save_histories, save_results, summarize
 from training.runs import Run, fit
 from training.settings import NAMES, Profile, Settings, check_runs_folder, choose_device, choose_profile
 from training.study import compare_recipes
@@ -137,21 +137,7 @@ class Lab:
             "pictures": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
             "normalization": asdict(self.normal),
             "checks": [check._asdict() for check in checks.compare(self.splits)],
-            "networks": {
-                run.name: {
-                    "parameters": models.count_parameters(run.network()),
-                    "pictures": run.pictures,
-                    "best_epoch": run.best_epoch,
-                    "epochs": len(run.history["seconds"]),
-                    "seconds": round(run.seconds, 1),
-                    "settings": asdict(run.settings),
-                    "trained_on": run.trained_on,
-                    "train": run.train,
-                    "val": run.val,
-                    "diverged": diverged(run.history),
-                }
-                for run in runs
-            },
+            "networks": {run.name: summarize(run) for run in runs},
             "selected": test.run.name,
             "test": test.scores,
             "reference": {"network": baseline.run.name, "test": baseline.scores},

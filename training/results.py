@@ -1,6 +1,5 @@
 """What comes out of a task: results.json, the tables made of it, others' published figures, what curves say."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import nn
 
 import models
 from data import DataError
-from data.files import atomic_write, load_pickle, save_pickle
+from data.files import load_json, load_pickle, save_json, save_pickle
 from training.runs import Run, check_history
 from training.settings import NAMES, Settings
 
@@ -44,16 +43,29 @@ BASELINES = {
 
 def published_results(task: str) -> dict[str, Any] | None:
     """What figures/results.json holds of a task; None where there is nothing."""
-    path = Path("figures") / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")).get(task) if path.is_file() else None
+    return load_json(Path("figures") / "results.json").get(task)
 
 
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
     """Put a task's results into results.json in the folder; the other task's stay as they are."""
     path = Path(folder) / "results.json"
-    everything = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    everything[task] = results
-    atomic_write(path, lambda file: file.write((json.dumps(everything, indent=1, sort_keys=True) + "\n").encode()))
+    save_json(path, {**load_json(path), task: results}, indent=1, sort_keys=True)
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """What is told of a run, as plain values."""
+    return {
+        "parameters": models.count_parameters(run.network()),
+        "pictures": run.pictures,
+        "best_epoch": run.best_epoch,
+        "epochs": len(run.history["seconds"]),
+        "seconds": round(run.seconds, 1),
+        "settings": asdict(run.settings),
+        "trained_on": run.trained_on,
+        "train": run.train,
+        "val": run.val,
+        "diverged": diverged(run.history),
+    }
 
 
 def save_histories(runs: Sequence[Run], path: Path) -> None:

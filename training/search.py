@@ -117,7 +117,7 @@ def search(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        while (states := count_states(study)).get("finished", 0) < trials:
+        while (states := count_states(study))["finished"] < trials:
             if states["finished"] + states["running"] < trials or states["waiting"]:
                 study.optimize(objective, n_trials=1)
                 print(tell(study, trials))

@@ -1,7 +1,7 @@
 """Which change brings what, and what else is to be known of the networks: comparisons of runs, each resumable."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -10,7 +10,8 @@ import models
 import utils
 from data import Splits
 from training.progress import Progress
-from training.runs import Run, fit
+from training.results import summarize
+from training.runs import fit
 from training.settings import OWN, REFERENCE, Profile, Settings
 from training.weights import drop_weights
 
@@ -112,12 +113,12 @@ def plan_longer(task: str) -> list[Trial]:
 
 def plan_seeds(task: str) -> list[Trial]:
     """Our network with its recipe, from three seeds."""
-    network = {"loc": models.CompactNet, "det": models.CompactNet2}[task]
+    network = models.NETWORKS[task][-1]
     return [Trial(network.__name__, network, OWN, (42, 43, 44))]
 
 
 def _reference(task: str) -> Sequence[type[nn.Module]]:
-    return {"loc": models.REFERENCE_LOCALIZERS, "det": models.REFERENCE_DETECTORS}[task]
+    return models.NETWORKS[task][:-1]
 
 
 PLANS = {"reproduction": plan_reproduction, "seeds": plan_seeds, "longer": plan_longer}
@@ -130,22 +131,7 @@ def conduct(trials: Sequence[Trial], splits: Splits, normal: utils.Normalizer) -
         for seed in trial.seeds:
             settings = replace(trial.settings, seed=seed)
             with Progress(trial.name, settings, len(splits.train)) as progress:
-                rows.append(
-                    {"name": trial.name, **describe_row(fit(trial.network, splits, normal, settings, progress.hooks))}
-                )
+                run = fit(trial.network, splits, normal, settings, progress.hooks)
+            curves = {name: [round(value, 5) for value in run.history[name]] for name in CURVES}
+            rows.append({"name": trial.name, "network": run.name, **summarize(run), "curves": curves})
     return rows
-
-
-def describe_row(run: Run) -> dict[str, Any]:
-    """What is told of a run, as plain values: its scores in the best epoch, and its curves to five digits."""
-    return {
-        "network": run.name,
-        "settings": asdict(run.settings),
-        "pictures": run.pictures,
-        "seconds": round(run.seconds, 1),
-        "trained_on": run.trained_on,
-        "best_epoch": run.best_epoch,
-        "train": run.train,
-        "val": run.val,
-        "curves": {name: [round(value, 5) for value in run.history[name]] for name in CURVES},
-    }
