@@ -46,10 +46,10 @@ class Settings:
     warm_up: float = 0.2  # share of the cycle in which it rises
     bounded_boxes: bool = False  # a sigmoid on x, y, w, h; GIoU has no gradient for boxes of negative size
     box_loss: str = "mse"  # or "giou", see `utils.combined_loss`
-    l1_weight: float = 5.0  # these four: see `utils.LossWeights`
-    giou_weight: float = 1.0
-    edge_weight: float = 0.5
-    class_weight: float = 1.0
+    l1_weight: float = utils.DEFAULT_WEIGHTS.l1
+    giou_weight: float = utils.DEFAULT_WEIGHTS.giou
+    edge_weight: float = utils.DEFAULT_WEIGHTS.edges
+    class_weight: float = utils.DEFAULT_WEIGHTS.category
     snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
     max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
     # Of the layers in training. Weights, losses, box arithmetic and every evaluation are float32 all the same.
