@@ -175,6 +175,11 @@ def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     )
 
 
+def stage(inputs: int, outputs: int, depth: int) -> nn.Sequential:
+    """`depth` blocks, the first of which halves height and width."""
+    return nn.Sequential(block(inputs, outputs, stride=2), *(block(outputs, outputs) for _ in range(depth - 1)))
+
+
 class Backbone(nn.Module):
     """Pictures (N, 1, 48, 60) -> features (N, width, 12, 15), each of which has seen the whole of the largest digit.
 
@@ -182,12 +187,12 @@ class Backbone(nn.Module):
     every 2x2 pixels into four channels, which loses nothing and saves three quarters of the arithmetic.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, depth: int):
         super().__init__()
         self.stage2 = nn.Sequential(nn.PixelUnshuffle(2), block(4, 32), block(32, 32))  # 48x60 -> 24x30
-        self.stage4 = nn.Sequential(block(32, width, stride=2), block(width, width))  # 24x30 -> 12x15
-        self.stage8 = nn.Sequential(block(width, 2 * width, stride=2), block(2 * width, 2 * width))  # 12x15 -> 6x8
-        self.stage16 = nn.Sequential(block(2 * width, 2 * width, stride=2), block(2 * width, 2 * width))  # 6x8 -> 3x4
+        self.stage4 = stage(32, width, depth)  # 24x30 -> 12x15
+        self.stage8 = stage(width, 2 * width, depth)  # 12x15 -> 6x8
+        self.stage16 = stage(2 * width, 2 * width, depth)  # 6x8 -> 3x4
         self.lateral = nn.Conv2d(2 * width, width, 1)  # 6x8
         self.merge = block(width, width)  # 12x15
 
@@ -245,12 +250,15 @@ class GridNetwork(nn.Module):
     """
 
     bounded = True  # boxes need no further squashing
-    width = 96  # channels at a quarter of the picture's size, and twice as many below it
+    claims = False  # whether presence asks for the centre to be in the cell
+    ranks = True  # whether presence is lowered, in evaluation, by the IoU that is expected
+    width = 80  # channels at a quarter of the picture's size, and twice as many below it
+    depth = 3  # convolutions at each of the sizes
 
     def __init__(self, rows: int, columns: int, classes: int):
         super().__init__()
         self.rows, self.columns, self.classes = rows, columns, classes
-        self.backbone = Backbone(self.width)
+        self.backbone = Backbone(self.width, self.depth)
         self.head = nn.Conv2d(self.width, 1 + classes + 4 * DISTANCES, 1)  # 12x15
         nn.init.zeros_(self.head.bias)
         places = 12 * 15 // (rows * columns)
@@ -279,9 +287,9 @@ class GridNetwork(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor | Answers:
         presence, category, edges = self.cells(pictures)
         left, right, top, bottom = edges.means()
-        if self.rows * self.columns > 1:
+        if self.claims:
             presence = self.claim(presence, edges)
-        if not self.training:
+        if self.ranks and not self.training:
             presence = rank(presence, edges)
         box = ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT)
         outputs = torch.cat((torch.stack((presence, *box), -1), category), -1)  # (N, rows, columns, 5 + classes)
@@ -341,6 +349,8 @@ class CompactNet(GridNetwork):
 
 class CompactNet2(GridNetwork):
     """Detection: the same, for each cell of the 2x3 grid."""
+
+    claims = True
 
     def __init__(self):
         super().__init__(ROWS, COLUMNS, 1)

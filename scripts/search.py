@@ -27,7 +27,7 @@ from data import files  # noqa: E402
 from training import search  # noqa: E402
 
 RESULTS = HOME / "figures" / "search.json"
-PICTURES, EPOCHS, TRIALS = 12_000, 6, 50  # enough to rank recipes, and an hour or so of two cores for each task
+PICTURES, EPOCHS, TRIALS = 12_000, 6, 40  # enough to rank recipes, and an hour or so of two cores for each task
 
 
 def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EPOCHS) -> None:
@@ -36,8 +36,9 @@ def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EP
     normal = utils.Normalizer.fit(splits.train.pictures)
     splits = replace(splits, train=splits.train[:pictures])
     study = search.open_study(f"{training.NAMES[task]} {pictures} {epochs}", search.database())
-    own = replace(training.OWN, epochs=epochs)
-    search.search(study, trials, search.propose_own(models.NETWORKS[task][-1], own), splits, normal)
+    network, own = models.NETWORKS[task][-1], replace(training.OWN, epochs=epochs)
+    study.enqueue_trial(search.by_hand(network, own), skip_if_exists=True)  # to be compared with the others
+    search.search(study, trials, search.propose_own(network, own), splits, normal)
     results = files.load_json(RESULTS)
     results[task] = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
     files.save_json(RESULTS, results, indent=1)

@@ -180,16 +180,21 @@ def test_two_workers_are_nearly_twice_as_fast(postgres, tmp_path):
     assert rates[1] > 1.6 * rates[0], rates
 
 
-def test_what_is_proposed_can_be_built_and_keeps_within_the_size(monkeypatch):
-    for width in (48, 96):
-        fixed = {name: value for name, value in vars(training.OWN).items() if name.endswith("_weight")}
-        fixed |= {"width": width, "learning_rate": 4e-3, "weight_decay": 0.05, "batch_size": 32, "warm_up": 0.3}
-        network, settings = search.propose_own(models.CompactNet, training.OWN)(
-            optuna.trial.FixedTrial(fixed | {"max_shift": 12})
-        )
-        assert network.__name__ == f"CompactNetx{width}"
+def test_what_is_proposed_can_be_built_and_keeps_within_the_size():
+    by_hand = search.by_hand(models.CompactNet, training.OWN)
+    for depth, width, expected in ((2, 48, 48), (2, 96, 96), (3, 96, 80), (4, 96, 64)):
+        fixed = by_hand | {"depth": depth, "width": width, "batch_size": 32, "max_shift": 12}
+        network, settings = search.propose_own(models.CompactNet, training.OWN)(optuna.trial.FixedTrial(fixed))
+        assert network.__name__ == f"CompactNetx{expected}x{depth}"
         assert (settings.batch_size, settings.max_shift, settings.snap_to_pixels) == (32, 12, True)
         assert 3e5 < models.count_parameters(network()) < 1.5e6
+
+
+def test_the_recipe_as_it_is_can_be_proposed():
+    fixed = optuna.trial.FixedTrial(search.by_hand(models.CompactNet2, training.OWN))
+    network, settings = search.propose_own(models.CompactNet2, training.OWN)(fixed)
+    assert settings == training.OWN
+    assert models.count_parameters(network()) == models.count_parameters(models.CompactNet2())
 
 
 def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
@@ -203,3 +208,4 @@ def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
         found = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["loc"]
         assert (found["pictures"], found["epochs"], len(found["trials"])) == (48, 1, trials)
     assert found["trials"][0]["params"].keys() == found["importance"].keys()
+    assert found["trials"][0]["params"] == search.by_hand(models.CompactNet, training.OWN)

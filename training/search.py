@@ -33,10 +33,12 @@ Propose = Callable[[optuna.Trial], tuple[type[nn.Module], Settings]]
 
 
 def propose_own(network: type[nn.Module], own: Settings) -> Propose:
-    """What the search varies of a `GridNetwork` and its recipe."""
+    """What the search varies of a `GridNetwork` and its recipe, within 1.5 million parameters."""
+    widest = {2: 96, 3: 80, 4: 64}  # by depth
 
     def propose(trial: optuna.Trial) -> tuple[type[nn.Module], Settings]:
-        width = trial.suggest_int("width", 48, 96, step=16)
+        depth, width = trial.suggest_int("depth", 2, 4), trial.suggest_int("width", 48, 96, step=16)
+        width = min(width, widest[depth])
         settings = replace(
             own,
             learning_rate=trial.suggest_float("learning_rate", 1e-3, 1.6e-2, log=True),
@@ -47,11 +49,21 @@ def propose_own(network: type[nn.Module], own: Settings) -> Propose:
             giou_weight=trial.suggest_float("giou_weight", 0.1, 4, log=True),
             edge_weight=trial.suggest_float("edge_weight", 0.05, 2, log=True),
             class_weight=trial.suggest_float("class_weight", 0.25, 4, log=True),
+            label_smoothing=trial.suggest_float("label_smoothing", 0, 0.1),
             max_shift=trial.suggest_int("max_shift", 0, 16, step=4),
         )
-        return type(f"{network.__name__}x{width}", (network,), {"width": width}), settings
+        return type(f"{network.__name__}x{width}x{depth}", (network,), {"width": width, "depth": depth}), settings
 
     return propose
+
+
+def by_hand(network: type[nn.Module], own: Settings) -> dict[str, Any]:
+    """The parameters that `propose_own` would have to propose for a network and recipe as they are."""
+    names = (
+        "learning_rate weight_decay batch_size warm_up l1_weight giou_weight edge_weight class_weight label_smoothing"
+    )
+    recipe = {name: getattr(own, name) for name in (*names.split(), "max_shift")}
+    return {"depth": network.depth, "width": network.width, **recipe}
 
 
 def database() -> str:
