@@ -5,6 +5,7 @@ detection; labels, (N, 6) and (N, 2, 3, 6), are described in `data/labels.py`. T
 detection every cell is treated as a picture of its own.
 """
 
+import io
 import itertools
 import math
 import textwrap
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou, generalized_box_iou_loss
 
@@ -108,6 +110,7 @@ class LossWeights(NamedTuple):
     giou: float = 1.0  # of the box loss "giou"
     edges: float = 0.5
     category: float = 1.0
+    smoothing: float = 0.0  # of the class: what the target lacks to 1, in equal parts for all classes
 
 
 DEFAULT_WEIGHTS = LossWeights()
@@ -146,9 +149,11 @@ def combined_loss(
     if edges is not None:
         box = box + weights.edges * _edge_loss(edges, digit, labels[:, 1:5], task)
     if task == "loc":
-        category = F.cross_entropy(outputs[:, 5:], target[:, 5].long(), reduction="none")
+        named, smoothing = target[:, 5].long(), weights.smoothing
+        category = F.cross_entropy(outputs[:, 5:], named, reduction="none", label_smoothing=smoothing)
     else:
-        category = F.binary_cross_entropy_with_logits(outputs[:, 5], target[:, 5], reduction="none")
+        smooth = target[:, 5] + weights.smoothing * (0.5 - target[:, 5])
+        category = F.binary_cross_entropy_with_logits(outputs[:, 5], smooth, reduction="none")
     box, category = ((term * digit).sum() / count for term in (box, weights.category * category))
     return Loss(pc + box + category, pc, box, category)
 
@@ -243,6 +248,25 @@ def score(outputs: Tensor, labels: Tensor) -> dict[str, float]:
     names = ("loss", "loss_pc", "loss_box", "loss_class", "accuracy", "iou", "digit_accuracy", "iou_all")
     scores = dict(zip(names, values, strict=True))
     return {**scores, "mean": (scores["accuracy"] + scores["iou"]) / 2}
+
+
+def bootstrap(outputs: Tensor, labels: Tensor, rounds: int = 1000) -> dict[str, list[float]]:
+    """95 % intervals of what `score` measures, the loss apart: pictures are drawn anew, with replacement, so many times
+    (Efron, 1979). The generator's seed is fixed."""
+    matches = match(outputs, labels)
+    hit = matches.digit & matches.found
+    parts = (matches.right, torch.ones_like(hit), matches.iou * hit, hit, matches.right & matches.digit, matches.digit)
+    sums = torch.stack([part.double().reshape(len(labels), -1).sum(1) for part in parts], 1)  # (N, 6)
+    rng = torch.Generator().manual_seed(0)
+    draws = torch.stack(
+        [torch.randint(len(sums), (len(sums),), generator=rng).bincount(minlength=len(sums)) for _ in range(rounds)]
+    )
+    right, rows, overlap, hits, named, digits = (draws.double() @ sums).T  # (rounds,) each
+    values = {"accuracy": right / rows, "iou": overlap / hits.clamp(min=1)}
+    values |= {"digit_accuracy": named / digits.clamp(min=1), "iou_all": overlap / digits.clamp(min=1)}
+    values["mean"] = (values["accuracy"] + values["iou"]) / 2
+    limits = torch.tensor((0.025, 0.975), dtype=torch.float64)
+    return {name: value.quantile(limits).tolist() for name, value in values.items()}
 
 
 @torch.inference_mode()
@@ -344,18 +368,20 @@ class AveragePrecision(NamedTuple):
     precision: Tensor  # (10 IoU thresholds, 101 recall thresholds, classes), NaN where a class does not occur
 
 
-def mean_average_precision(outputs: Tensor, labels: Tensor, threshold: float = 0.01) -> AveragePrecision:
+def mean_average_precision(
+    outputs: Tensor, labels: Tensor, threshold: float = 0.01, nms_iou: float | None = None
+) -> AveragePrecision:
     """Mean average precision over boxes in pixels, by torchmetrics.
 
-    Every box down to the low threshold on sigmoid(pc) counts, wherever a network draws its line. Without any
-    prediction all figures are 0.
+    Every box down to the low threshold on sigmoid(pc) counts, wherever a network draws its line; with nms_iou, those
+    that `decode` keeps. Without any prediction all figures are 0.
     """
     from torchmetrics.detection import MeanAveragePrecision
 
     metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", extended_summary=True)
     metric.warn_on_many_detections = False
     truth = true_boxes(labels.cpu())
-    metric.update(decode(outputs.cpu(), threshold), truth)
+    metric.update(_join(decode(outputs.cpu(), threshold, nms_iou)), _join(truth))
     classes = torch.cat([each["labels"] for each in truth]).unique().tolist()
     found = metric.compute()
     precision = torch.full((10, 101, CLASSES[task_of(labels)]), torch.nan)
@@ -369,6 +395,22 @@ def mean_average_precision(outputs: Tensor, labels: Tensor, threshold: float = 0
     }
     scores |= {f"map_class{category}": precision[:, :, category].mean().item() for category in classes}
     return AveragePrecision(scores, precision)
+
+
+JOINED = 16  # COCO counts at most 100 boxes in an image, and a picture has at most six
+
+
+def _join(pictures: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Boxes of many pictures -> of few wide images, the pictures side by side: COCO's measure is the same, since boxes
+    of different pictures do not overlap, and takes a tenth of the time, which goes by images."""
+    images = []
+    for start in range(0, len(pictures), JOINED):
+        part = pictures[start : start + JOINED]
+        columns = {name: torch.cat([each[name] for each in part]) for name in part[0]}
+        place = torch.repeat_interleave(torch.tensor([len(each["labels"]) for each in part]))
+        columns["boxes"] = columns["boxes"] + place[:, None] * torch.tensor([2 * WIDTH, 0, 2 * WIDTH, 0])
+        images.append(columns)
+    return images
 
 
 # ---------------------------------------------------------------------------------------------- plotting
@@ -387,7 +429,6 @@ def set_style() -> None:
             "axes.labelsize": 13,
             "legend.fontsize": 12.5,
             "figure.titlesize": 15,
-            "figure.dpi": 72,  # what a notebook stores; files are written with more
             "figure.constrained_layout.use": True,
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -396,12 +437,14 @@ def set_style() -> None:
     )
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> Figure:
-    """Write a figure to `folder/name.png`, and return it for the notebook to show."""
-    path = Path(folder) / f"{name}.png"
-    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=100, metadata={"Software": None}))
-    plt.close(figure)  # else the notebook would show it twice
-    return figure
+def save_figure(figure: Figure, folder: Path, name: str) -> Path:
+    """Write a figure to `folder/name.png`, with 256 colours, a third of the size, and close it. Returns the file."""
+    path, drawn = Path(folder) / f"{name}.png", io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    plt.close(figure)  # else the notebook would show it as well
+    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    atomic_write(path, lambda file: few.save(file, "png", optimize=True))
+    return path
 
 
 def pick_examples(labels: Tensor, per_class: int) -> Tensor:
@@ -437,7 +480,14 @@ def pick_failures(matches: Matches, pictures: int, count: int) -> Tensor:
 
 def _show_picture(axes: plt.Axes, picture: Tensor) -> None:
     height, width = picture.shape[-2:]
-    axes.imshow(as_floats(picture)[0].numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+    axes.imshow(
+        as_floats(picture)[0].numpy(),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -522,42 +572,6 @@ def _notes(outputs: Tensor, labels: Tensor) -> list[str]:
             parts.append(f"IoU {iou[hit].mean():.2f}")
         notes.append(", ".join(parts) or "none, right")
     return notes
-
-
-def plot_history(run: Any) -> Figure:
-    """One network's run: loss, accuracy and IoU on training and validation pictures, the best epoch marked."""
-    history = run.history
-    epochs = range(1, len(history["val_mean"]) + 1)
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 3.7))
-    panels = (("loss", "loss"), ("accuracy", "detection & class accuracy"), ("iou", "box accuracy (IoU)"))
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        for part, label, colour in (("train", "training", TRAINING), ("val", "validation", VALIDATION)):
-            axis.plot(epochs, history[f"{part}_{name}"], color=colour, label=label, marker="o", markersize=3)
-        axis.axvline(run.best_epoch, color="grey", linestyle=":", label=f"best epoch, {run.best_epoch}")
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if name != "loss":
-            axis.set_ylim(0, 1)
-    axes[0].legend(frameon=False)
-    figure.suptitle(run.name)
-    return figure
-
-
-def plot_comparison(runs: Sequence[Any]) -> Figure:
-    """Validation accuracy, IoU and mean of several runs over each other."""
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 4), sharey=True)
-    panels = (("accuracy", "detection & class accuracy"), ("iou", "box accuracy (IoU)"), ("mean", "mean accuracy"))
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        for number, run in enumerate(runs):
-            values = run.history[f"val_{name}"]
-            axis.plot(range(1, len(values) + 1), values, color=f"C{number}", label=run.name, marker="o", markersize=3)
-            axis.plot(run.best_epoch, values[run.best_epoch - 1], "*", color=f"C{number}", markersize=14)
-        axis.set(title=title, xlabel="epoch", ylim=(0, 1))
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("on validation pictures")
-    axes[2].legend(frameon=False, loc="lower right")
-    figure.suptitle("Networks compared on the validation pictures (star: best epoch)")
-    return figure
 
 
 def plot_labels(splits: Splits) -> Figure:
@@ -648,19 +662,17 @@ def plot_digits_per_picture(splits: Splits) -> Figure:
     return figure
 
 
-def plot_precision_recall(average: AveragePrecision, title: str) -> Figure:
-    """Precision against recall of each class, at three of COCO's IoU thresholds."""
-    figure, axes = plt.subplots(1, average.precision.shape[2], figsize=(PAGE, 5), sharey=True, squeeze=False)
+def plot_precision_recall(averages: dict[str, AveragePrecision]) -> Figure:
+    """Precision against recall at three of COCO's IoU thresholds, the mean over the classes, of each name."""
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 4.6), sharey=True)
     recall = np.linspace(0, 1, 101)
-    for category, axis in enumerate(axes[0]):
-        for place, iou in ((0, 0.5), (5, 0.75), (8, 0.9)):
-            precision = average.precision[place, :, category]
-            area = f"AP {precision.mean():.3f}" if not precision.isnan().any() else "does not occur"
-            axis.plot(recall, precision.numpy(), label=f"IoU ≥ {iou:.2f}: {area}")
-        axis.set(title=f"class {category}", xlabel="recall", xlim=(0, 1.02), ylim=(0, 1.05))
-        axis.legend(frameon=False, loc="lower left")
-    axes[0, 0].set_ylabel("precision")
-    figure.suptitle(title)
+    for (place, iou), axis in zip(((0, 0.5), (5, 0.75), (8, 0.9)), axes, strict=True):
+        for name, average in averages.items():
+            precision = average.precision[place].nanmean(1)
+            axis.plot(recall, precision.numpy(), label=f"{name}: {precision.mean():.3f}")
+        axis.set(title=f"IoU ≥ {iou:.2f}", xlabel="recall", xlim=(0, 1.02), ylim=(0, 1.05))
+        axis.legend(frameon=False, loc="lower left", title="average precision")
+    axes[0].set_ylabel("precision")
     return figure
 
 

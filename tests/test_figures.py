@@ -12,8 +12,12 @@ from matplotlib.image import imread
 import data
 import utils
 from data.labels import CLASSES, NO_DIGIT
+from training import errors, plots
+from training.loop import REFERENCE_MEAN, SCORES
 
 mpl.use("Agg")  # no screen
+mpl.rcParams["figure.max_open_warning"] = 0
+COLUMNS = [f"{part}_{name}" for part in ("train", "val") for name in (*SCORES, REFERENCE_MEAN)]
 LOC, CELL = (1, 0.5, 0.5, 0.2, 0.5, 3), (1, 0.5, 0.5, 0.6, 1, 1)  # 12 x 24 pixels
 
 
@@ -78,18 +82,21 @@ def test_examples_are_the_first_of_each_kind_and_each_once():
 def test_every_figure_is_labelled_and_wide_enough(splits, tmp_path):
     labels, classes = splits.test.labels, CLASSES[splits.task]
     matches = utils.match(perfect_outputs(labels), labels)
-    names = [f"{part}_{name}" for part in ("train", "val") for name in ("loss", "accuracy", "iou", "mean")]
-    run = SimpleNamespace(name="Net", history={name: [0.1, 0.4, 0.3] for name in names}, best_epoch=2)
-    figures = [utils.plot_history(run), utils.plot_comparison([run, run]), utils.plot_labels(splits)]
+    run = SimpleNamespace(name="Net", history={name: [0.1, 0.4, 0.3] for name in COLUMNS}, best_epoch=2)
+    figures = [plots.plot_history(run), plots.plot_comparison([run, run]), utils.plot_labels(splits)]
     matrix, normal = utils.confusion(matches, classes), utils.Normalizer(0.4, 0.2)
     figures += [utils.plot_confusion(matrix, "confusion"), utils.plot_pixels(splits, normal)]
     figures += [utils.plot_per_class(utils.per_class(matches, classes), "classes"), utils.plot_by_size(matches, labels)]
+    average = utils.mean_average_precision(perfect_outputs(labels), labels)
+    figures += [utils.plot_precision_recall({"a": average, "b": average})]
+    figures += [errors.plot_errors(perfect_outputs(labels), splits.test)]
     if splits.task == "det":
-        average = utils.mean_average_precision(perfect_outputs(labels), labels)
-        figures += [utils.plot_digits_per_picture(splits), utils.plot_precision_recall(average, "precision")]
+        figures += [utils.plot_digits_per_picture(splits)]
     for number, figure in enumerate(figures):
         plain = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
-        assert all(axes.get_title() and axes.get_xlabel() for axes in plain)
+        lowest = [axes for axes in plain if axes.get_subplotspec().is_last_row()]
+        assert all(axes.get_title() for axes in plain)
+        assert all(axes.get_xlabel() for axes in lowest)
         utils.save_figure(figure, tmp_path, f"figure{number}")
         pixels = imread(tmp_path / f"figure{number}.png")
         assert pixels.shape[1] >= 800  # to be read at half its size

@@ -88,6 +88,20 @@ def test_edges_cost_the_logarithm_of_the_chance_that_the_true_ones_were_given(ta
     assert utils.combined_loss(outputs[1:], labels[1:], "giou", [each[1:] for each in edges]).box == 0
 
 
+@pytest.mark.parametrize(("task", "classes"), [("loc", 10), ("det", 2)])
+def test_smoothing_moves_a_share_of_the_class_to_all_classes_alike(task, classes):
+    labels = torch.tensor([[1, 0.5, 0.5, 0.5, 0.5, 1]])
+    outputs = torch.randn(1, 15 if task == "loc" else 6, generator=torch.Generator().manual_seed(1))
+    named = outputs[:, 5:] if task == "loc" else torch.stack((-outputs[:, 5] / 2, outputs[:, 5] / 2), 1)
+    share = torch.full((1, classes), 0.2 / classes)
+    share[0, 1] += 0.8
+    expected = -(share * named.log_softmax(1)).sum()
+    if task == "det":
+        outputs, labels = outputs[..., None, None].expand(1, 6, 2, 3), labels.expand(1, 2, 3, 6)
+    found = utils.combined_loss(outputs, labels, weights=utils.LossWeights(smoothing=0.2))
+    assert found.category.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def loss_and_gradient(loss, outputs, *rest):
     """(4,) the loss and its terms, and the gradient of the loss in the outputs."""
     leaf = outputs.clone().requires_grad_()

@@ -1,0 +1,83 @@
+"""What networks get wrong, measured on errors that were made on purpose."""
+
+import pytest
+import torch
+from cases import det_labels, perfect_outputs
+
+import data
+import utils
+from data.labels import NO_DIGIT
+from training import errors
+
+LOC, CELL = (1, 0.5, 0.5, 0.2, 0.5, 3), (1, 0.5, 0.5, 0.6, 1, 1)  # 12 x 24 pixels
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([LOC, NO_DIGIT]), det_labels({(1, 2): CELL})])
+def test_edges_are_compared_in_pixels_where_a_digit_is_found(labels):
+    outputs = perfect_outputs(labels)
+    columns = 1 if labels.ndim == 2 else 3
+    outputs[:, 1] += columns / 60  # a pixel to the right
+    outputs[:, 4] += 2 * (1 if columns == 1 else 2) / 48  # a pixel more at the top and at the bottom
+    expected = torch.tensor([[1.0, -1, 1, 1]])
+    torch.testing.assert_close(errors.edge_errors(outputs, labels), expected, rtol=0, atol=1e-4)
+    outputs[:, 0] = -9
+    assert errors.edge_errors(outputs, labels).shape == (0, 4)
+
+
+def test_shares_of_edges_count_those_that_are_right_within_some_pixels():
+    found = errors.edge_rows(torch.tensor([[0.0, 1, 2, 3], [0.0, 0, -1, 5]]))
+    assert found[0] == ("left", 1.0, 1.0, 1.0, 0.0)
+    assert found[2] == ("right", 0.0, 0.5, 1.0, 1.5)
+    assert found[4] == ("all", 3 / 8, 5 / 8, 6 / 8, 1.5)
+
+
+def test_digits_are_counted_by_their_distance_to_a_border():
+    near = (1, 0.025, 0.5, 0.6, 1, 1)  # half a pixel right of the border between two cells
+    labels = det_labels({(0, 1): near, (1, 2): CELL})
+    outputs = perfect_outputs(labels)
+    outputs[0, 0, 0, 1] = -9  # missed
+    outputs[0, 5, 1, 2] = -9  # taken for a 0
+    rows = {name: counts for name, *counts in errors.border_rows(utils.match(outputs, labels), labels)}
+    assert rows["0.5 to 1 pixels"] == [1, 1, 0, "100.00%"]
+    assert rows["4 pixels or more"] == [1, 0, 1, "100.00%"]
+    assert rows["1 to 2 pixels"] == [0, 0, 0, "0.00%"]
+
+
+def test_calibration_sets_scores_beside_what_is_right():
+    labels = torch.tensor([LOC] * 4)
+    outputs = perfect_outputs(labels)
+    outputs[:, 0] = torch.logit(torch.tensor([0.75, 0.75, 0.75, 0.25]))  # the last is missed, and has no score
+    outputs[0, 5:] = outputs[0, 5:].roll(1)
+    ((believed, right, count),) = errors.calibration(outputs, labels)
+    assert (count, right) == (3, pytest.approx(2 / 3))
+    assert believed == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_commonest_confusions_are_picked_first():
+    labels = torch.tensor([(*LOC[:5], category) for category in (3, 5, 5, 3)])
+    outputs = perfect_outputs(labels)
+    outputs[1:3, 5:] = outputs[1:3, 5:].roll(1, 1)  # 5 is taken for 6, twice
+    outputs[3, 5:] = outputs[3, 5:].roll(-1)
+    chosen, said = errors.pick_confused(utils.match(outputs, labels))
+    assert chosen.tolist() == [1, 2, 3]
+    assert said == ["5 taken for 6", "3 taken for 2"]
+
+
+def test_the_interval_of_a_score_is_that_of_pictures_drawn_anew():
+    labels = torch.tensor([LOC] * 400)
+    outputs = perfect_outputs(labels)
+    outputs[:100, 0] = -9
+    found = utils.bootstrap(outputs, labels)
+    low, high = found["accuracy"]
+    assert (low, high) == (pytest.approx(0.75 - 0.0424, abs=0.01), pytest.approx(0.75 + 0.0424, abs=0.01))
+    assert found["iou"] == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert found["iou_all"] == pytest.approx(found["accuracy"], abs=1e-5)
+
+
+def test_the_places_of_a_network_are_drawn_over_each_picture():
+    import models
+
+    split = data.Split(torch.rand(3, 1, 48, 60), torch.tensor([LOC] * 3))
+    figure = errors.plot_places(models.CompactNet().eval(), split, utils.Normalizer(0.5, 0.2))
+    assert all(len(axes.images) == 2 for axes in figure.axes)
+    assert len(figure.axes) == 3
