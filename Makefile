@@ -4,7 +4,7 @@
 # make soak   the faults again, many times over: minutes
 # make bench  measures speed and memory
 # make search takes part in the search for hyperparameters: hours
-# make study  trains what the studies of full length need: days on two cores
+# make study  trains what the notebooks' studies need: days on two cores
 #
 # TORCH=cpu installs torch without CUDA, a download of 0.2 GB. PYTHON=python3.12 chooses what .venv is made with.
 

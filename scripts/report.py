@@ -1,10 +1,8 @@
 """Builds the report: every number from results.json and the code, every figure from the figures' folder.
 
-python scripts/report.py                                          figures/ -> report.pdf
-python scripts/report.py --figures runs/quick/figures --output quick.pdf
+The report is about the stored run: where a run does not bear out what it says, it is not built.
 """
 
-import argparse
 import datetime
 import hashlib
 import inspect
@@ -28,17 +26,19 @@ import training  # noqa: E402
 import utils  # noqa: E402
 from data import labels, perturb  # noqa: E402
 from data.checks import REFERENCE_TOLERANCE  # noqa: E402
+from data.files import atomic_write  # noqa: E402
 from training import results as published  # noqa: E402
 
 SOURCE = HOME / "report" / "report.typ"
 TARGET = HOME / "report.pdf"
+FIGURES_FOLDER = HOME / "figures"
 TASKS = {"loc": "localization", "det": "detection"}
 
 BOXES = ("train_boxes", "val_boxes", "test_boxes", "failures")
 # The figures that the report shows; the curves are those of the selected network.
 FIGURES = {
-    "loc": ("labels", "curves", "comparison", "confusion", "by_size", *BOXES),
-    "det": ("grid", "curves", "comparison", *BOXES),
+    "loc": ("labels", "curves", "comparison", "confusion", "by_size", "errors", *BOXES),
+    "det": ("grid", "curves", "comparison", "errors", *BOXES),
 }
 
 
@@ -60,7 +60,7 @@ def figure_files(results: dict[str, Any], folder: Path) -> dict[str, dict[str, s
 def check_results(results: dict[str, Any], where: Path) -> None:
     """Raise NotReady unless both tasks' results are there, as `Lab.save` writes them."""
     needed = ("profile", "source", "pictures", "normalization", "networks", "selected", "test")
-    needed += ("reference", "study", "baselines", "checks")
+    needed += ("others", "unsnapped", "interval", "edges", "baselines", "checks")
     for task in TASKS:
         missing = [name for name in needed if name not in results.get(task, {})]
         if missing:
@@ -75,7 +75,6 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "results": results,
         "published": published.PUBLISHED,
-        "published_map": published.PUBLISHED_MAP,
         "profiles": {name: asdict(profile) for name, profile in training.PROFILES.items()},
         "recipes": {"reference": asdict(training.REFERENCE), "new": asdict(training.OWN)},
         "loss": utils.DEFAULT_WEIGHTS._asdict(),
@@ -114,7 +113,7 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
             "rows": made.rows,
             "columns": made.columns,
             "outputs": 5 + made.classes,
-            "stages": stage_sizes(made),
+            "stages": training.layers.stage_sizes(made),
         }
         if grid
         else None,
@@ -146,22 +145,6 @@ def shorten(layers: Sequence[training.Layer]) -> str:
             }.get(layer.kind, "fold 2×2")
         )
     return " ".join(words) + ("; batch norm after every 3×3" if many else "")
-
-
-@torch.inference_mode()
-def stage_sizes(network: models.GridNetwork) -> dict[str, list[int]]:
-    """Output sizes [channels, height, width] of the backbone's parts and of the head."""
-    sizes: dict[str, list[int]] = {}
-
-    def note(name: str):
-        return lambda layer, inputs, output: sizes.__setitem__(name, list(output.shape[1:]))
-
-    parts = {**dict(network.backbone.named_children()), "head": network.head}
-    hooks = [part.register_forward_hook(note(name)) for name, part in parts.items()]
-    network.eval()(torch.zeros(1, *models.PICTURE))
-    for hook in hooks:
-        hook.remove()
-    return sizes
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:
@@ -213,18 +196,14 @@ def build(folder: Path, date: datetime.date | None = None) -> bytes:
 
 def main() -> int:
     """Build the report; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figures", type=Path, default=HOME / "figures", help="the folder of results.json and figures")
-    parser.add_argument("--output", type=Path, default=TARGET, help="the PDF to write")
-    chosen = parser.parse_args()
     training.forgive_output()
     try:
-        pdf = build(chosen.figures)
-    except NotReady as error:
+        pdf = build(FIGURES_FOLDER)
+    except (NotReady, RuntimeError) as error:  # the second is typst's
         print(error, file=sys.stderr)
         return 1
-    chosen.output.write_bytes(pdf)
-    print(f"{chosen.output}: {len(pdf) / 2**20:.1f} MB, inputs {stored_fingerprint(pdf)[:10]}")
+    atomic_write(TARGET, lambda file: file.write(pdf))
+    print(f"{TARGET}: {len(pdf) / 2**20:.1f} MB, inputs {stored_fingerprint(pdf)[:10]}")
     return 0
 
 

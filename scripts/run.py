@@ -27,7 +27,7 @@ os.chdir(HOME)
 
 import training  # noqa: E402  (found only once the project's folder is on the path)
 from data.files import SaveError, atomic_write  # noqa: E402
-from training import results as tables  # noqa: E402
+from training import tables  # noqa: E402
 
 NOTEBOOKS = {task: f"{name}.ipynb" for task, name in training.NAMES.items()}
 LONGEST = 80  # bytes of a folder's name, so that with a socket's it is no longer than any system allows
@@ -124,13 +124,13 @@ def fill_in(path: Path, name: str, text: str) -> None:
 
 def update_readme(path: Path, results: dict) -> None:
     """Write the results tables into the README."""
-    parts = "\n\n".join(
-        f"**{name.removesuffix('.ipynb').capitalize()}**\n\n{tables.headline(results[task], task)}\n\n"
-        f"How its networks were trained:\n\n{tables.training_table(results[task])}"
-        for task, name in NOTEBOOKS.items()
-        if task in results
-    )
-    fill_in(path, "results", parts)
+    parts = []
+    for task, name in training.NAMES.items():
+        if task in results:
+            parts.append(f"**{name.capitalize()}**")
+            parts.append(tables.headline(task, results[task], training.published_studies(task)))
+            parts += ["How its networks were trained:", tables.training_table(results[task])]
+    fill_in(path, "results", "\n\n".join(parts))
 
 
 def main() -> int:
@@ -162,7 +162,7 @@ def main() -> int:
     figures = profile.outcome_folder("figures")
     results = json.loads((figures / "results.json").read_text(encoding="utf-8"))
     for task in tasks:
-        print(f"\n{task}\n{tables.results_table(task, results[task])}")
+        print(f"\n{task}\n{tables.results_table(task, results[task], training.published_studies(task))}")
     if store:
         update_readme(HOME / "README.md", results)
     print("\nExecuted notebooks, also as HTML:", *copies, sep="\n  ")

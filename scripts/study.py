@@ -6,7 +6,7 @@ python scripts/study.py longer --task det       for one task
 python scripts/study.py reproduction --only SimpleNet2
 
 Runs are resumable and kept with the others; what is written down has no run twice and loses none that was not asked
-for.
+for. Several of these may work at once, on different studies, tasks or networks.
 """
 
 import argparse
@@ -33,18 +33,21 @@ def conduct(name: str, task: str, only: str | None = None) -> None:
     splits = data.load(task)
     normal = utils.Normalizer.fit(splits.train.pictures)
     for trial in study.PLANS[name](task):
-        if only in (None, trial.name):
-            for row in study.conduct([trial], splits, normal):
-                write_down(name, task, row)
+        for seed in trial.seeds if only in (None, trial.name, trial.network.__name__) else ():
+            try:
+                write_down(name, task, study.conduct(trial, seed, splits, normal))
+            except training.RunInUse as error:
+                print(error)
 
 
 def write_down(name: str, task: str, row: dict) -> None:
     """Put a row into studies.json, in the place of one with the same name and settings."""
-    results = files.load_json(RESULTS)
-    rows = results.setdefault(task, {}).setdefault(name, [])
-    others = [each for each in rows if (each["name"], each["settings"]) != (row["name"], row["settings"])]
-    results[task][name] = [*others, row]
-    files.save_json(RESULTS, results)
+    with files.lock(training.runs_folder() / "studies.lock", 60):  # others may be writing
+        results = files.load_json(RESULTS)
+        rows = results.setdefault(task, {}).setdefault(name, [])
+        others = [each for each in rows if (each["name"], each["settings"]) != (row["name"], row["settings"])]
+        results[task][name] = [*others, row]
+        files.save_json(RESULTS, results)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", choices=[*study.PLANS, "all"], default="all")
     parser.add_argument("--task", choices=list(training.NAMES))
-    parser.add_argument("--only", help="the network of this name")
+    parser.add_argument("--only", help="the rows of this name, or of the network of this name")
     chosen = parser.parse_args(arguments)
     training.forgive_output()
     training.check_runs_folder()

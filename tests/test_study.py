@@ -5,11 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers import SHORT, Tiny
 
 import data
 import models
 import training
+import utils
 from scripts import study as command
 from training import study
 
@@ -25,6 +27,34 @@ def test_plans_train_what_they_say(task):
         assert trial.settings == replace(training.PROFILES["full"].settings, epochs=trial.settings.epochs)
     for trial in study.plan_seeds(task):  # the first of them is the run that the notebooks train
         assert (trial.settings, trial.seeds[0]) == (training.PROFILES["full"].own, training.OWN.seed)
+    whole, *without = study.plan_ingredients(task)
+    assert whole.settings == replace(training.OWN, epochs=study.EPOCHS)
+    for trial in without:
+        assert (trial.settings, trial.network) != (whole.settings, whole.network)
+        assert (trial.seeds, trial.pictures) == (study.SEEDS, study.PICTURES)
+        training.assemble(trial.network, trial.settings)
+    assert {trial.network for trial in study.plan_recipes(task)} == {*reference, whole.network}
+    assert all(issubclass(trial.network, models.FloNet2) for trial in study.plan_failure(task))
+
+
+def test_flonet2_with_ten_channels_gives_six():
+    network = study.TenChannels()
+    assert network.layers[-1].weight.shape[0] == 10
+    assert network(torch.zeros(2, 1, 48, 60)).shape == (2, 6, 2, 3)
+
+
+def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    splits, normal = sets["det"]
+    run = training.fit(study.Unclaimed, splits, normal, replace(training.OWN, epochs=1))
+    found = study.examine(run, splits, normal)
+    outputs = utils.infer(run.load(), splits.val.pictures, normal)
+    matches = utils.match(outputs, splits.val.labels)
+    assert found["missed"] == (matches.digit & ~matches.found).sum()
+    assert found["map"] == utils.mean_average_precision(outputs, splits.val.labels).scores
+    assert found["map, NMS"] == utils.mean_average_precision(outputs, splits.val.labels, nms_iou=0.5).scores
+    assert found["map, unranked"]["map"] != found["map"]["map"]
+    assert found["unsnapped mean"] != run.val["mean"]
 
 
 def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch):

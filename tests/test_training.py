@@ -18,7 +18,7 @@ import models
 import training
 import utils
 from data import DataError, augment, files, labels
-from training import Hooks, NonFiniteLoss, Settings, keys, loop, results, runs, settings, study, weights
+from training import Hooks, NonFiniteLoss, Settings, keys, loop, plots, results, runs, weights
 
 pytestmark = pytest.mark.usefixtures("one_core")
 RECIPES = [("loc", SHORT), ("det", SHORT), ("loc", RICH), ("det", RICH)]
@@ -280,7 +280,7 @@ def test_changed_constants_and_defaults_make_another_run(monkeypatch):
         (augment.shift, "step", "stride"),
         (utils.combined_loss, "digit", "there"),
         (utils.draw_boxes, "columns", "wide"),
-        (utils.plot_history, "figure", "canvas"),
+        (plots.plot_history, "figure", "canvas"),
     ],
     ids=["comment", "docstring", "local variable", "variable of a comprehension", "plot", "another plot"],
 )
@@ -345,10 +345,16 @@ def test_what_a_lab_has_saved_a_published_lab_reads(sets, tmp_path, monkeypatch,
     said = capsys.readouterr().out
     assert "Tiny: trained, 24 pictures, best epoch" in said
     assert "CompactNet: loaded, 72 pictures, best epoch 1 of 1" in said
-    tests = [lab.test(run) for run in made]
-    saved = lab.save(made, tests[1], tests[0], {"ablation": []})
+    tests, fits = [lab.test(run) for run in reversed(made)], lab.score_fit(made)
+    assert fits["Tiny"] == utils.evaluate(made[0].load(), sets["loc"][0].train[:24], lab.normal)
+    saved = lab.save(made, tests, lab.test_baselines(), fits)
     assert [each["trained_on"] for each in saved["networks"].values()] == [{"device": "a CPU"}] * 2
-    assert (saved["selected"], saved["test"], saved["reference"]["network"]) == ("CompactNet", tests[1].scores, "Tiny")
+    assert (saved["selected"], saved["test"], saved["others"]) == (
+        "CompactNet",
+        tests[0].scores,
+        {"Tiny": tests[1].scores},
+    )
+    assert saved["unsnapped"]["iou"] != saved["test"]["iou"]
     assert saved == results.published_results("loc")
 
     monkeypatch.setenv("PROFILE", "published")
@@ -358,11 +364,11 @@ def test_what_a_lab_has_saved_a_published_lab_reads(sets, tmp_path, monkeypatch,
     assert "CompactNet: published, 72 pictures" in capsys.readouterr().out
     for run, before in zip(found, made, strict=True):
         assert (run.history, run.settings, run.trained_on) == (before.history, before.settings, {"device": "a CPU"})
-    again = [lab.test(run) for run in found]
+    again = [lab.test(run) for run in reversed(found)]
     assert [each.scores for each in again] == [each.scores for each in tests]
-    assert torch.equal(again[1].outputs, tests[1].outputs)
-    assert lab.compare_recipes(networks) == {"ablation": []}
-    assert lab.save(found, again[1], again[0], None) == saved
+    assert torch.equal(again[0].outputs, tests[0].outputs)
+    assert lab.score_fit(found) == fits
+    assert lab.save(found, again, {}, fits) == saved
     with pytest.raises(DataError, match="no weights of it were published"):
         found[0].load()
     with pytest.raises(DataError, match=r"localization\.pkl: holds no history of SimpleNet"):
@@ -386,28 +392,6 @@ def test_only_the_submission_goes_where_it_is_published(monkeypatch):
     monkeypatch.setenv("RUNS_DIR", "elsewhere")
     assert full.outcome_folder("figures") == Path("figures")
     assert training.PROFILES["quick"].outcome_folder("figures") == Path("elsewhere/quick/figures")
-
-
-@pytest.mark.parametrize("networks", [models.LOCALIZERS, models.DETECTORS])
-def test_the_ablation_goes_from_the_reference_to_our_recipe(networks):
-    task = "loc" if networks is models.LOCALIZERS else "det"
-    trials = study.plan_ablation(networks[0], networks[-1], task, training.PROFILES["full"])
-    ours = replace(training.OWN, epochs=10)
-    assert trials[0][1:3] == (networks[0], replace(training.REFERENCE, epochs=10))
-    assert trials[-1][1:3] == (networks[-1], ours)
-    assert all(before[1:3] != after[1:3] for before, after in itertools.pairwise(trials))
-
-
-def test_recipes_are_tried_out_on_a_part_of_the_pictures(sets, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    profile = replace(training.PROFILES["smoke"], study=settings.Study(32, 1, (1, 2)), caps={"Tiny": 24})
-    found = study.compare_recipes((Tiny, models.SimpleNet), *sets["loc"], profile)
-    rows = [(row["network"], row["pictures"], len(row["seeds"])) for row in found["ablation"]]
-    assert rows == [("Tiny", 24, 1)] * 4 + [("SimpleNet", 32, 2)] * 3
-    pairs = [("Tiny", "reference"), ("Tiny", "new"), ("SimpleNet", "reference"), ("SimpleNet", "new")]
-    assert [(row["network"], row["name"]) for row in found["comparison"]] == pairs
-    assert f"{found['ablation'][0]['seeds'][0]['mean']:.4f}" in results.study_tables(found, None)
-    assert study.compare_recipes((Tiny,), *sets["loc"], replace(profile, study=None)) is None
 
 
 def test_saved_weights_are_all_that_using_them_takes(sets, undisturbed, tmp_path):

@@ -6,17 +6,7 @@ from training.lab import Lab, Test, open_lab
 from training.layers import Layer, list_layers
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
 from training.progress import Progress, forgive_output
-from training.results import (
-    BASELINES,
-    compare_runs,
-    diagnose,
-    headline,
-    markdown_table,
-    print_scores,
-    published_results,
-    select_best,
-    study_tables,
-)
+from training.results import BASELINES, published_results, published_search, published_studies, select_best
 from training.runs import Run, RunInUse, fit
 from training.settings import (
     NAMES,
@@ -30,4 +20,5 @@ from training.settings import (
     describe,
     runs_folder,
 )
+from training.tables import compare_runs, fit_table, headline, markdown_table, print_scores, results_table, study_table
 from training.weights import load_weights, save_weights

@@ -112,9 +112,9 @@ def _globals_of(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 def provenance() -> dict[str, str]:
     """Versions of what a run's numbers depend on, and the device that they are computed with."""
-    gpu = torch.cuda.is_available()
+    gpu, threads = torch.cuda.is_available(), torch.get_num_threads()
     return {
-        "device": f"one {torch.cuda.get_device_name()}" if gpu else f"CPU, {torch.get_num_threads()} threads",
+        "device": f"one {torch.cuda.get_device_name()}" if gpu else f"CPU, {threads} thread{'s' * (threads > 1)}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": torchvision.__version__,

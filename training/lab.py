@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from IPython.display import Image
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -12,24 +13,24 @@ import data
 import models
 import utils
 from data import checks
+from training import errors
 from training.baselines import BrightPatches, trivial_outputs, visible_outputs
 from training.loop import overfit
 from training.progress import Progress
 from training.results import load_published, published_results, save_histories, save_results, summarize
 from training.runs import Run, fit
 from training.settings import NAMES, Profile, Settings, check_runs_folder, choose_device, choose_profile
-from training.study import compare_recipes
 from training.weights import save_weights
 
 
 @dataclass(frozen=True)
 class Test:
-    """What a network does on the test pictures."""
+    """What a network, or one of the `baselines`, does on the test pictures."""
 
-    run: Run
-    scores: dict[str, float]  # see `utils.score`, and in detection `utils.mean_average_precision`
+    name: str
+    scores: dict[str, float]  # see `utils.score` and `utils.mean_average_precision`
     outputs: Tensor | None = None  # on the CPU; None where only the scores were published
-    average: utils.AveragePrecision | None = None  # in detection
+    average: utils.AveragePrecision | None = None
 
     __test__ = False  # no test of pytest's
 
@@ -83,16 +84,21 @@ class Lab:
 
     def test(self, run: Run) -> Test:
         """Score a run's best epoch on the test pictures. To be used once, when everything has been decided."""
-        outputs = self.infer(run.load(self.device), self.splits.test)
-        scores, average = self._score(outputs, self.splits.test)
-        return Test(run, scores, outputs, average)
+        return self._test(run.name, self.infer(run.load(self.device), self.splits.test))
 
-    def _score(self, outputs: Tensor, split: data.Split) -> tuple[dict[str, float], utils.AveragePrecision | None]:
-        scores, average = utils.score(outputs, split.labels), None
-        if self.task == "det":
-            average = utils.mean_average_precision(outputs, split.labels)
-            scores |= average.scores
-        return scores, average
+    def _test(self, name: str, outputs: Tensor) -> Test:
+        average = utils.mean_average_precision(outputs, self.splits.test.labels)
+        return Test(name, {**utils.score(outputs, self.splits.test.labels), **average.scores}, outputs, average)
+
+    def test_baselines(self) -> dict[str, Test]:
+        """The `baselines` on the test pictures, by name."""
+        return {name: self._test(name, outputs) for name, outputs in self.baselines(self.splits.test).items()}
+
+    def test_unsnapped(self, run: Run) -> dict[str, float]:
+        """A run's scores on the test pictures without its edges being snapped to whole pixels."""
+        network = run.load(self.device)
+        network = network.network if isinstance(network, models.PostProcess) else network
+        return self._test(run.name, self.infer(network, self.splits.test)).scores
 
     @cached_property
     def bright_patches(self) -> BrightPatches:
@@ -110,40 +116,62 @@ class Lab:
 
     def score_baselines(self, split: data.Split) -> dict[str, dict[str, float]]:
         """The scores of the `baselines`, by name."""
-        return {name: self._score(outputs, split)[0] for name, outputs in self.baselines(split).items()}
+        return {name: utils.score(outputs, split.labels) for name, outputs in self.baselines(split).items()}
 
-    def compare_recipes(self, networks: Sequence[type[nn.Module]]) -> dict[str, Any] | None:
-        """Which change brings what, see `study.compare_recipes`; None where the profile leaves it out."""
-        return compare_recipes(networks, self.splits, self.normal, self.profile)
+    def score_fit(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+        """Each network's scores on the training pictures it was trained on, by its name, measured as on validation
+        pictures: after the best epoch, in evaluation mode, without shifts. Training's own scores are not comparable."""
+        fits = {}
+        for run in runs:
+            split = self.splits.train[: run.pictures]
+            fits[run.name] = utils.score(self.infer(run.load(self.device), split), split.labels)
+        return fits
 
-    def save_figure(self, figure: Figure, name: str) -> Figure:
+    def save_figure(self, figure: Figure, name: str) -> Image:
         """Keep a figure as `name`.png among the profile's figures, and return it for the notebook to show."""
-        return utils.save_figure(figure, self.figures, f"{self.name}_{name}")
+        width = round(72 * figure.get_figwidth())
+        return Image(utils.save_figure(figure, self.figures, f"{self.name}_{name}").read_bytes(), width=width)
 
-    def save(self, runs: Sequence[Run], test: Test, baseline: Test, study: dict[str, Any] | None) -> dict[str, Any]:
-        """Keep results, histories, and the weights of the last run, this project's. Returns the results."""
-        results = self._summarize(runs, test, baseline, study)
+    def save(
+        self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
+    ) -> dict[str, Any]:
+        """Keep results, histories, and the weights of the last run, this project's. Returns the results.
+
+        tests: of the selected run first, then of those it is set beside. fits: as `score_fit` gives them.
+        """
+        results = self._summarize(runs, tests, baselines, fits)
         save_results(self.figures, self.task, results)
         save_histories(runs, self.profile.outcome_folder("histories") / f"{self.name}.pkl")
         save_weights(runs[-1].weights, self.profile.outcome_folder("weights") / f"{self.name}.pt")
         return results
 
     def _summarize(
-        self, runs: Sequence[Run], test: Test, baseline: Test, study: dict[str, Any] | None
+        self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
     ) -> dict[str, Any]:
+        chosen = tests[0]
+        (best,) = [run for run in runs if run.name == chosen.name]
         return {
             "profile": self.profile.name,
             "source": self.splits.source,
             "pictures": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
             "normalization": asdict(self.normal),
             "checks": [check._asdict() for check in checks.compare(self.splits)],
-            "networks": {run.name: summarize(run) for run in runs},
-            "selected": test.run.name,
-            "test": test.scores,
-            "reference": {"network": baseline.run.name, "test": baseline.scores},
-            "baselines": self.score_baselines(self.splits.test),
-            "study": study,
+            "networks": {run.name: {**summarize(run), "fit": fits[run.name]} for run in runs},
+            "selected": chosen.name,
+            "test": chosen.scores,
+            "interval": utils.bootstrap(chosen.outputs, self.splits.test.labels),
+            "unsnapped": self.test_unsnapped(best),
+            "others": {test.name: test.scores for test in tests[1:]},
+            **self._errors(chosen.outputs),
+            "baselines": {name: test.scores for name, test in baselines.items()},
         }
+
+    def _errors(self, outputs: Tensor) -> dict[str, list[list]]:
+        labels = self.splits.test.labels
+        rows = {"edges": errors.edge_rows(errors.edge_errors(outputs, labels))}
+        if self.task == "det":
+            rows["borders"] = errors.border_rows(utils.match(outputs, labels), labels)
+        return {name: [list(row) for row in values] for name, values in rows.items()}
 
 
 class PublishedLab(Lab):
@@ -155,14 +183,16 @@ class PublishedLab(Lab):
     def test(self, run: Run) -> Test:
         """As in a lab that trains; of a run without weights the published scores."""
         if run.weights is None:
-            return Test(run, published_results(self.task)["reference"]["test"])
+            return Test(run.name, published_results(self.task)["others"][run.name])
         return super().test(run)
 
-    def compare_recipes(self, networks: Sequence[type[nn.Module]]) -> dict[str, Any] | None:
-        """The published comparison."""
-        return published_results(self.task)["study"]
+    def score_fit(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+        """The published scores."""
+        return {run.name: published_results(self.task)["networks"][run.name]["fit"] for run in runs}
 
-    def save(self, runs: Sequence[Run], test: Test, baseline: Test, study: dict[str, Any] | None) -> dict[str, Any]:
+    def save(
+        self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
+    ) -> dict[str, Any]:
         """Keep what was published beside the figures. Returns it."""
         results = published_results(self.task)
         save_results(self.figures, self.task, results)

@@ -55,3 +55,19 @@ def list_layers(network: nn.Module) -> list[Layer]:
         for hook in hooks:
             hook.remove()
     return layers
+
+
+@torch.inference_mode()
+def stage_sizes(network: models.GridNetwork) -> dict[str, tuple[int, ...]]:
+    """Output sizes (channels, height, width) of the backbone's parts and of the head."""
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str):
+        return lambda layer, inputs, output: sizes.__setitem__(name, tuple(output.shape[1:]))
+
+    parts = {**dict(network.backbone.named_children()), "head": network.head}
+    hooks = [part.register_forward_hook(note(name)) for name, part in parts.items()]
+    network.eval()(torch.zeros(1, *models.PICTURE))
+    for hook in hooks:
+        hook.remove()
+    return sizes

@@ -19,6 +19,7 @@ from training.reference import reference_mean
 from training.settings import Settings
 
 SCORES = ("loss", "loss_pc", "loss_box", "loss_class", "accuracy", "iou", "digit_accuracy", "iou_all", "mean")
+WATCHED = 3  # validation pictures whose outputs are kept after every epoch, to see boxes develop
 REFERENCE_MEAN = "reference_mean"  # the mean accuracy by the reference's own measure, in a column of its own
 
 
@@ -34,6 +35,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler | None  # steps with every batch
     history: dict[str, list[float]] = field(default_factory=dict)  # a list per column, an entry per epoch
+    watched: list[list] = field(default_factory=list)  # per epoch the outputs for the first WATCHED validation pictures
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # after the best epoch so far, on the CPU
 
     @property
@@ -132,6 +134,7 @@ def train(
             if not math.isfinite(value):  # the last step may have spoilt the weights: never recorded
                 raise NonFiniteLoss(f"epoch {state.epoch + 1}: {name} is {value}")
         rate = state.optimizer.param_groups[0]["lr"]
+        state.watched.append(found[:WATCHED].tolist())
         state.record({**scores, "learning_rate": rate, "seconds": time.perf_counter() - began})
         hooks.on_epoch(state)
     return state.history

@@ -10,13 +10,10 @@ from training.settings import Settings
 
 
 class Progress:
-    """Shows a run through its hooks; as a context, it leaves the log of a run that has trained at its end.
+    """Shows a run through its hooks; as a context, it leaves the log of a run that has trained at its end."""
 
-    quiet: the log is one line, and not one of several epochs.
-    """
-
-    def __init__(self, name: str, settings: Settings, pictures: int, quiet: bool = False):
-        self.name, self.settings, self.pictures, self.quiet = name, settings, pictures, quiet
+    def __init__(self, name: str, settings: Settings, pictures: int):
+        self.name, self.settings, self.pictures = name, settings, pictures
         self.hooks = Hooks(self._on_step, self._on_epoch)
         self.display: Any = None
         self.began, self.first, self.shown = 0.0, 0, 0.0
@@ -27,8 +24,7 @@ class Progress:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if self.display is not None and kind is None:
-            history = self.state.history
-            self.display.update(_Text(self._one_line(history) if self.quiet else short_log(history)))
+            self.display.update(_Text(short_log(self.state.history)))
         elif self.state is not None and self.display is None and sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr)
 
@@ -62,10 +58,6 @@ class Progress:
             self.display.update(_Text(line))
         elif sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-    def _one_line(self, history: dict[str, list[float]]) -> str:
-        best, seconds = max(history["val_mean"]), sum(history["seconds"])
-        return f"{self.name}, seed {self.settings.seed}: validation mean {best:.4f}, {seconds:.0f} s"
 
 
 class _Text:

@@ -46,6 +46,7 @@ class Run:
     settings: Settings
     pictures: int  # how many it was trained on
     history: dict[str, list[float]]  # a list per column, an entry per epoch
+    watched: list[list]  # per epoch the outputs for the first validation pictures
     trained_on: dict[str, str]  # versions and device of the process that trained it, see `provenance`
     status: str  # "trained", "continued after epoch k", "loaded" or "published"
     weights: Path | None  # a file that `load_weights` reads; None where they were not published
@@ -137,7 +138,8 @@ def fit(
             "then run this again."
         ) from None
     weights = folder / CHECKPOINT
-    return Run(network, splits.task, settings, len(splits.train), state.history, trained_on, status, weights)
+    told = (state.history, state.watched, trained_on, status, weights)
+    return Run(network, splits.task, settings, len(splits.train), *told)
 
 
 def _merge(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
@@ -172,6 +174,7 @@ def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trai
         "validation": scores_of(state.history, "val"),
         "trained_on": trained_on,
         "history": state.history,
+        "watched": state.watched,
         "state": None if finished and about["settings"]["one_cycle"] else state.state_dict(),
     }
     files.save_tensors(folder / CHECKPOINT, content, keep=None if finished else folder / PREVIOUS)
@@ -202,7 +205,7 @@ def resume(folder: Path, about: dict[str, Any], new: Callable[[], TrainState]) -
         except (KeyError, TypeError, ValueError, RuntimeError) as error:  # from loading the state, in many lines
             damage.append(f"{path}: does not fit ({type(error).__name__})")
             continue
-        state.history, state.best_weights = stored["history"], stored["weights"]
+        state.history, state.watched, state.best_weights = stored["history"], stored["watched"], stored["weights"]
         if damage:
             print(
                 f"{about['network']}: goes back to the end of epoch {state.epoch}, a file cannot be used: {damage[0]}"
@@ -232,13 +235,14 @@ def resume_shorter(about: dict[str, Any], new: Callable[[], TrainState]) -> tupl
 def read_checkpoint(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     """What `save_checkpoint` wrote. Raises DataError where it is damaged, or of another run."""
     stored = files.load_tensors(path)
-    wanted = {*about, "weights", "epoch", "validation", "trained_on", "history", "state"}
+    wanted = {*about, "weights", "epoch", "validation", "trained_on", "history", "watched", "state"}
     if not isinstance(stored, dict) or stored.keys() != wanted:
         raise DataError(f"{path}: expected a checkpoint, found something else")
     for name, value in about.items():
         if stored[name] != value:
             raise DataError(f"{path}: is of another run, its {name} differs")
     check_history(stored["history"], str(path))
+    check_watched(stored["watched"], stored["history"], str(path))
     return stored
 
 
@@ -254,3 +258,13 @@ def check_history(history: Any, where: str) -> None:
         raise DataError(f"{where}: expected the history's columns to be lists of one length")
     if not all(type(value) is float and math.isfinite(value) for values in history.values() for value in values):
         raise DataError(f"{where}: expected finite numbers in the history, found others")
+
+
+def check_watched(watched: Any, history: dict[str, list[float]], where: str) -> None:
+    """Raise DataError, its message beginning with `where`, unless there are outputs of each epoch of the history."""
+    try:
+        fits = torch.tensor(watched).shape[0] == len(history["seconds"])
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise DataError(f"{where}: expected outputs of as many epochs as the history has, found something else")

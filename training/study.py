@@ -1,9 +1,13 @@
-"""Which change brings what, and what else is to be known of the networks: comparisons of runs, each resumable."""
+"""What is to be known of networks and recipes beyond one run of each: comparisons of runs, each resumable.
+
+They take hours, so Run all does not make them. `scripts/study.py` does, and the notebooks read what it wrote.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 import models
@@ -11,127 +15,153 @@ import utils
 from data import Splits
 from training.progress import Progress
 from training.results import summarize
-from training.runs import fit
-from training.settings import OWN, REFERENCE, Profile, Settings
-from training.weights import drop_weights
+from training.runs import Run, fit
+from training.settings import OWN, REFERENCE, Settings
+
+SEEDS = (42, 43, 44)
+PICTURES, EPOCHS = 12_000, 8  # of comparisons of which every row is trained from all seeds
+LONGER = {"SkreNet": 100, "FloNet": 200, "SimpleNet": 200, "SkreNet2": 200, "SimpleNet2": 200}  # epochs
+SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
+ALONE = 20  # epochs of FloNet2, in which it has failed or not
+NMS_IOU = 0.5
+CURVES = ("train_mean", "val_mean", "train_reference_mean", "val_reference_mean", "train_loss", "val_loss")
 
 
 class Trial(NamedTuple):
-    """A row of a comparison of recipes."""
+    """A row of a study."""
 
     name: str
     network: type[nn.Module]
     settings: Settings
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...] = (REFERENCE.seed,)
+    pictures: int | None = None  # the first so many training pictures; None for all
 
 
-def plan_ablation(start: type[nn.Module], own: type[nn.Module], task: str, profile: Profile) -> list[Trial]:
-    """From a network with the reference's recipe to this project's, one change at a time."""
-    study, network, settings = profile.study, start, replace(REFERENCE, epochs=profile.study.epochs)
-    trials = [Trial(f"{start.__name__}, the reference's recipe", network, settings, study.seeds[:1])]
-    for name, fields in (
-        ("+ AdamW, one cycle of the learning rate", ("optimizer", "learning_rate", "weight_decay", "one_cycle")),
-        ("+ boxes bounded by a sigmoid", ("bounded_boxes",)),
-        ("+ L1 and GIoU for squared errors", ("box_loss",)),
-        (f"+ {own.__name__} for {start.__name__}", ()),
-        ("+ edges snapped to whole pixels", ("snap_to_pixels",)),
-        ("+ pictures shifted anew in every epoch", ("max_shift",)),
-    ):
-        network = own if not fields else network
-        settings = replace(settings, **{field: getattr(profile.own, field) for field in fields})
-        trials.append(Trial(name, network, settings, study.seeds if network is own else study.seeds[:1]))
-    return trials
+class Unclaimed(models.CompactNet2):
+    """CompactNet2 whose cells do not ask whether the digit they see has its centre in them."""
+
+    claims = False
 
 
-def plan_comparison(networks: Sequence[type[nn.Module]], profile: Profile) -> list[Trial]:
-    """Every network with either recipe."""
-    study = profile.study
-    return [
-        Trial(name, network, replace(settings, epochs=study.epochs), study.seeds[:1])
-        for network in networks
-        for name, settings in (("reference", REFERENCE), ("new", profile.own))
-    ]
+class TenChannels(models.FloNet2):
+    """FloNet2 with ten channels in its last layer, as the reference built it. Only the first six are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers[-1] = nn.Conv2d(15, 10, 4, padding=1)  # 3x4 -> 2x3
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return super().forward(pictures)[:, :6]
 
 
-def try_out(
-    trials: Sequence[Trial], splits: Splits, normal: utils.Normalizer, profile: Profile
-) -> list[dict[str, Any]]:
-    """Train each trial with each of its seeds on the study's pictures, and score it on validation pictures.
-
-    Returns a dict per trial: name, network, pictures, epochs, and seeds, a list of validation scores in the best epoch.
-    """
-    rows = []
-    for trial in trials:
-        count = min(profile.study.pictures, profile.caps.get(trial.network.__name__, len(splits.train)))
-        part = replace(splits, train=splits.train[:count], val=splits.val[: profile.study.pictures])
-        scores = []
-        for seed in trial.seeds:
-            settings = replace(trial.settings, seed=seed)
-            with Progress(trial.network.__name__, settings, len(part.train), quiet=True) as progress:
-                run = fit(trial.network, part, normal, settings, progress.hooks)
-            if run.status != "loaded":
-                drop_weights(run.weights)
-            scores.append(run.val)
-        row = {"name": trial.name, "network": trial.network.__name__, "pictures": len(part.train)}
-        rows.append({**row, "epochs": trial.settings.epochs, "seeds": scores})
-    return rows
-
-
-def compare_recipes(
-    networks: Sequence[type[nn.Module]], splits: Splits, normal: utils.Normalizer, profile: Profile
-) -> dict[str, list[dict[str, Any]]] | None:
-    """The ablation from the first network to the last, and all of them with either recipe, in rows as `try_out` gives
-    them; None where the profile has no study."""
-    if profile.study is None:
-        return None
-    plans = {
-        "ablation": plan_ablation(networks[0], networks[-1], splits.task, profile),
-        "comparison": plan_comparison(networks, profile),
-    }
-    return {name: try_out(trials, splits, normal, profile) for name, trials in plans.items()}
-
-
-# ---------------------------------------------------------------------------------------------- studies of full length
-
-LONGER = {"SkreNet": 100, "FloNet": 200, "SimpleNet": 200, "SkreNet2": 200, "SimpleNet2": 200}  # epochs
-CURVES = ("train_mean", "val_mean", "train_reference_mean", "val_reference_mean", "train_loss", "val_loss")
+# ---------------------------------------------------------------------------------------------- what is trained
 
 
 def plan_reproduction(task: str) -> list[Trial]:
     """The reference's networks as the reference trained them, its pictures unshuffled."""
-    return [Trial(network.__name__, network, replace(REFERENCE, shuffle=False), (42,)) for network in _reference(task)]
+    return [Trial(network.__name__, network, replace(REFERENCE, shuffle=False)) for network in _reference(task)]
 
 
 def plan_longer(task: str) -> list[Trial]:
     """The reference's networks, shuffled, trained on beyond 60 epochs."""
     return [
-        Trial(network.__name__, network, replace(REFERENCE, epochs=LONGER[network.__name__]), (42,))
+        Trial(network.__name__, network, replace(REFERENCE, epochs=LONGER[network.__name__]))
         for network in _reference(task)
         if network.__name__ in LONGER
     ]
 
 
 def plan_seeds(task: str) -> list[Trial]:
-    """Our network with its recipe, from three seeds."""
+    """Our network with its recipe, from several seeds."""
     network = models.NETWORKS[task][-1]
-    return [Trial(network.__name__, network, OWN, (42, 43, 44))]
+    return [Trial(network.__name__, network, OWN, SEEDS)]
+
+
+def plan_ingredients(task: str) -> list[Trial]:
+    """Our network and recipe, and the same with one ingredient left out or replaced."""
+    network, recipe = models.NETWORKS[task][-1], replace(OWN, epochs=EPOCHS)
+    narrow = type(f"{network.__name__}64", (network,), {"width": 64, "__module__": __name__})
+    without = {
+        "SGD, as the reference's, for AdamW": {"optimizer": "sgd", "learning_rate": REFERENCE.learning_rate},
+        "no weight decay": {"weight_decay": 0.0},
+        "a constant learning rate": {"one_cycle": False},
+        "squared errors for L1 and GIoU": {"box_loss": "mse"},
+        "no cross-entropy of edges": {"edge_weight": 0.0},
+        "no shifted pictures": {"max_shift": 0},
+    }
+    trials = [("the whole recipe", network, {}), *((name, network, fields) for name, fields in without.items())]
+    trials.append(("64 channels for 96", narrow, {}))
+    if network is models.CompactNet2:
+        trials.append(("presence wherever the centre lies", Unclaimed, {}))
+    return [Trial(name, each, replace(recipe, **fields), SEEDS, PICTURES) for name, each, fields in trials]
+
+
+def plan_recipes(task: str) -> list[Trial]:
+    """Every network with either recipe: what the network brings, and what the recipe."""
+    networks = models.NETWORKS[task]
+    recipes = {"the reference's recipe": REFERENCE, "ours": OWN}
+    return [
+        Trial(name, network, replace(recipe, epochs=EPOCHS), SEEDS[:1] if network in SLOW else SEEDS, PICTURES)
+        for network in networks
+        for name, recipe in recipes.items()
+    ]
+
+
+def plan_failure(task: str) -> list[Trial]:
+    """Detection: why the reference's FloNet2 failed. Each thing that it was blamed on by itself."""
+    if task == "loc":
+        return []
+    recipe = replace(REFERENCE, epochs=ALONE)
+    return [
+        Trial("six channels, shuffled", models.FloNet2, recipe),
+        Trial("ten channels, shuffled", TenChannels, recipe),
+        Trial("ten channels, unshuffled", TenChannels, replace(recipe, shuffle=False)),
+    ]
 
 
 def _reference(task: str) -> Sequence[type[nn.Module]]:
     return models.NETWORKS[task][:-1]
 
 
-PLANS = {"reproduction": plan_reproduction, "seeds": plan_seeds, "longer": plan_longer}
+PLANS = {
+    "ingredients": plan_ingredients,
+    "recipes": plan_recipes,
+    "reproduction": plan_reproduction,
+    "seeds": plan_seeds,
+    "longer": plan_longer,
+    "failure": plan_failure,
+}
+
+# ---------------------------------------------------------------------------------------------- what is kept of it
 
 
-def conduct(trials: Sequence[Trial], splits: Splits, normal: utils.Normalizer) -> list[dict[str, Any]]:
-    """Train, continue or load each trial with each of its seeds, on all training pictures; a row per run."""
-    rows = []
-    for trial in trials:
-        for seed in trial.seeds:
-            settings = replace(trial.settings, seed=seed)
-            with Progress(trial.name, settings, len(splits.train)) as progress:
-                run = fit(trial.network, splits, normal, settings, progress.hooks)
-            curves = {name: [round(value, 5) for value in run.history[name]] for name in CURVES}
-            rows.append({"name": trial.name, "network": run.name, **summarize(run), "curves": curves})
-    return rows
+def conduct(trial: Trial, seed: int, splits: Splits, normal: utils.Normalizer) -> dict[str, Any]:
+    """Train, continue or load a trial with one of its seeds. Returns what studies.json keeps of it."""
+    settings = replace(trial.settings, seed=seed)
+    part = replace(splits, train=splits.train[: trial.pictures])
+    with Progress(trial.name, settings, len(part.train)) as progress:
+        run = fit(trial.network, part, normal, settings, progress.hooks)
+    curves = {name: [round(value, 5) for value in run.history[name]] for name in CURVES}
+    about = {"name": trial.name, "network": run.name, **summarize(run)}
+    return {**about, "examined": examine(run, splits, normal), "curves": curves}
+
+
+def examine(run: Run, splits: Splits, normal: utils.Normalizer) -> dict[str, Any]:
+    """What histories do not tell of a run's best epoch, on validation pictures: missed digits and false alarms; the
+    mean accuracy without snapping, where edges are snapped; in detection mean average precision, with non-maximum
+    suppression, and of a `GridNetwork` without lowering presence by the IoU that is expected."""
+    model, val = run.load(), splits.val
+    outputs = utils.infer(model, val.pictures, normal).cpu()
+    matches = utils.match(outputs, val.labels)
+    found: dict[str, Any] = {name: int(utils.failures(matches)[name].sum()) for name in ("missed", "false alarm")}
+    if isinstance(model, models.PostProcess):
+        model = model.network
+        found["unsnapped mean"] = utils.evaluate(model, val, normal)["mean"]
+    if run.task == "det":
+        found["map"] = utils.mean_average_precision(outputs, val.labels).scores
+        found["map, NMS"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU).scores
+        if isinstance(model, models.GridNetwork):
+            model.ranks = False
+            unranked = models.PostProcess.finish(utils.infer(model, val.pictures, normal).cpu())
+            found["map, unranked"] = utils.mean_average_precision(unranked, val.labels).scores
+    return found
