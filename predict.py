@@ -1,10 +1,12 @@
-"""Finds handwritten digits in a grayscale picture with the weights that come with the project.
+"""Finds handwritten digits in anybody's picture with the weights that come with the project.
 
-python predict.py picture.png                     at most one digit, 0 to 9
-python predict.py picture.png --task detection    several digits, zeros and ones only
+python predict.py picture.png                     every digit, 0 to 9
+python predict.py picture.png --task detection    zeros and ones only
 
 It prints class, score and box (left, top, right, bottom in pixels of the picture) of each digit, and draws them.
-The networks have seen light digits, 10 to 30 pixels high, on a darker, noisy background of 48x60 pixels.
+The networks have seen light digits, 10 to 30 pixels high, on a darker, noisy background of 48x60 pixels. Such a picture
+they are shown as it is. In all others, dark ink is told from light and the ground from its shadows, and every piece of
+ink is cut out, brought to that size and shown alone; what was done is said.
 """
 
 import argparse
@@ -14,16 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+import pictures
 import utils
 from data import DataError
 from data.labels import HEIGHT, WIDTH
+from pictures import HIGH, Picture, Piece
 from training.progress import forgive_output
 from training.weights import Trained, load_weights
 
@@ -39,90 +41,19 @@ WEIGHTS = Path(__file__).resolve().parent / "weights"
 def read_picture(picture: Any, log: Callable[[str], None] = print) -> Tensor:
     """A picture as (1, H, W) float32 in [0, 1], 0 being black.
 
-    picture: a file, a PIL image, or an array or tensor (H, W), (1, H, W) or (H, W, 1), uint8, bool, or floats in
-    [0, 1]. Colour is converted to grayscale, and of a file with several pictures the first is taken; `log` is told.
-    A file's picture is turned as its EXIF orientation asks.
+    picture: a file, by name or open, a PIL image, or an array or tensor (H, W), with 1, 3 or 4 channels before or after
+    that: whole numbers from 0 to 255, 16 bits, bool, or floats in [0, 1]. Colour is converted to grayscale, transparent
+    pixels are laid over what contrasts with the ink, and of a file with several pictures the first is taken; `log` is
+    told. A file's picture is turned as its EXIF orientation asks.
 
-    Raises DataError where it is none of these, unreadable, empty, transparent, or not finite numbers in [0, 1].
+    Raises DataError where it is none of these, unreadable, empty, or not finite numbers in that range.
     """
-    where = _name(picture)
-    if isinstance(picture, (str, Path, Image.Image)):
-        return _as_tensor(_read_image(picture, where, log), where)
-    if isinstance(picture, Tensor):
-        picture = picture.detach().cpu()
-        picture = (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy knows no bfloat16
-    if not isinstance(picture, np.ndarray):
-        found = type(picture).__name__
-        raise DataError(f"{where}: expected a file, a PIL image, an array or a tensor, found {found}")
-    return _as_tensor(picture, where)
+    return pictures.read(picture, _name(picture), log, None).gray
 
 
 def _name(picture: Any) -> str:
     """What messages call a picture."""
     return str(picture) if isinstance(picture, (str, Path)) else "picture"
-
-
-def _read_image(source: str | Path | Image.Image, where: str, log: Callable[[str], None]) -> np.ndarray:
-    """The grayscale pixels of a file or of a PIL image, which may still have to read its file."""
-    try:
-        if isinstance(source, Image.Image):
-            return _as_gray(source, where, log)
-        with Image.open(source) as image:
-            count = getattr(image, "n_frames", 1)
-            if count > 1:
-                log(f"{where}: holds {count} pictures, the first is taken")
-            return _as_gray(ImageOps.exif_transpose(image), where, log)
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        raise DataError(f"{where}: not a picture, or not of a kind that Pillow reads") from None
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{where}: too large: {error}") from error
-    except OSError as error:
-        reason = error.strerror.lower() if error.strerror else "damaged or truncated"
-        raise DataError(f"{where}: {reason}") from error
-    except Exception as error:  # a damaged picture makes Pillow raise nearly anything
-        raise DataError(f"{where}: damaged or truncated ({type(error).__name__})") from error
-
-
-def _as_gray(image: Image.Image, where: str, log: Callable[[str], None]) -> np.ndarray:
-    """(H, W) uint8, or float32 for 16 bits and for PIL's floats."""
-    if image.mode.startswith("I;16"):
-        return np.asarray(image, dtype=np.float32) / 65535
-    if image.mode == "I":
-        raise DataError(f"{where}: expected 8 or 16 bits per pixel, found 32 (PIL's mode I)")
-    if image.mode == "F":
-        return np.asarray(image)
-    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min(initial=255) < 255:
-        raise DataError(f"{where}: partly transparent: lay it over a dark background first")
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
-    image = image.convert("RGB")
-    red, green, blue = np.moveaxis(np.asarray(image), -1, 0)
-    if (red != green).any() or (green != blue).any():
-        log(f"{where}: in colour, converted to grayscale")
-    return np.asarray(image.convert("L"))
-
-
-def _as_tensor(pixels: np.ndarray, where: str) -> Tensor:
-    """Check pixels (H, W), (1, H, W) or (H, W, 1) and convert them to (1, H, W) float32 in [0, 1]."""
-    shape = pixels.shape
-    if len(shape) == 3 and 1 in (shape[0], shape[2]):
-        pixels = pixels.reshape(shape[1:] if shape[0] == 1 else shape[:2])
-    if pixels.ndim != 2:
-        raise DataError(f"{where}: expected one channel: (H, W), (1, H, W) or (H, W, 1), found shape {shape}")
-    if not pixels.size:
-        raise DataError(f"{where}: empty, its shape is {shape}")
-    if pixels.dtype == np.uint8:
-        return utils.as_floats(torch.from_numpy(np.array(pixels)))[None]
-    if pixels.dtype != np.bool_ and not np.issubdtype(pixels.dtype, np.floating):
-        raise DataError(f"{where}: expected uint8, or floats in [0, 1], found {pixels.dtype}")
-    if not np.isfinite(pixels).all():
-        raise DataError(f"{where}: has pixels that are NaN or infinite")
-    low, high = pixels.min(), pixels.max()
-    if low < 0 or high > 1:
-        raise DataError(f"{where}: has pixels outside [0, 1], its range is [{low:.4g}, {high:.4g}]")
-    return torch.from_numpy(np.array(pixels, dtype=np.float32))[None]
 
 
 class Fitted(NamedTuple):
@@ -170,66 +101,120 @@ def find_digits(
     threshold: float = 0.5,
     log: Callable[[str], None] = print,
 ) -> list[Digit]:
-    """Find the digits in a grayscale picture, best first.
+    """Find the digits in anybody's picture, best first.
 
-    picture: a file, PIL image, array or tensor, see `read_picture`; light digits on a darker background. Of another
-    size than 48x60 it is fitted, see `fit_picture`, and boxes are in its own pixels; `log` is told.
-    weights: "localization" (at most one digit, 0 to 9), "detection" (up to six digits, one in each cell of a 2x3
-    grid, zeros and ones only), a file that `training.save_weights` wrote, or what `training.load_weights` read.
-    threshold: digits whose presence is less probable are left out; so are those of which a better one of the same
-    class was found at the same place.
+    picture: a file, PIL image, array or tensor, see `read_picture`. One with the training pictures' noise goes to the
+    network as it is, fitted to 48x60 (`fit_picture`) where it has another size; of all others the pieces of ink,
+    dark or light, are cut out and shown to the network one by one. Boxes are in the picture's own pixels. `log` is told
+    what was done.
+    weights: "localization" (ten classes; in a noisy picture at most one digit), "detection" (zeros and ones only; in a
+    noisy picture up to six, one in each cell of a 2x3 grid), a file that `training.save_weights` wrote, or what
+    `training.load_weights` read.
+    threshold: digits whose presence is less probable are left out, and, unless the network saw the picture as it is,
+    those whose score is less; so are those of which a better one of the same class was found at the same place.
 
     Raises DataError for a picture or weights that are not what they should be, ValueError for a threshold outside
     [0, 1].
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a number in [0, 1], found {threshold}")
     if not isinstance(weights, Trained):
         weights = load_weights(WEIGHTS / f"{weights}.pt" if weights in TASKS else weights)
-    return _find(read_picture(picture, log), _name(picture), weights, threshold, log)
+    where = _name(picture)
+    return _find(pictures.read(picture, where, log), where, weights, threshold, log)
 
 
-def _find(picture: Tensor, where: str, weights: Trained, threshold: float, log: Callable[[str], None]) -> list[Digit]:
-    """`find_digits` in what `read_picture` gave."""
-    height, width = picture.shape[-2:]
-    fitted = fit_picture(picture)
-    if (height, width) != (HEIGHT, WIDTH):
-        steps = [f"scaled to {fitted.height}x{fitted.width}"] * ((fitted.height, fitted.width) != (height, width))
-        steps += [f"padded to {HEIGHT}x{WIDTH}"] * ((fitted.height, fitted.width) != (HEIGHT, WIDTH))
-        log(f"{where}: {height}x{width} pixels (height x width), {' and '.join(steps)}")
-    outputs = utils.infer(weights.network, fitted.picture[None], weights.normal)
-    if not torch.isfinite(outputs).all():
-        raise DataError(f"{weights.path}: weights: the network's outputs are not finite")
-    found = utils.decode(outputs, threshold, OVERLAP)[0]
-    corner = torch.tensor((fitted.left, fitted.top)).repeat(2)
-    size = torch.tensor((width, height)).repeat(2)
-    boxes = (found["boxes"] - corner) * size / torch.tensor((fitted.width, fitted.height)).repeat(2)
+def _find(picture: Picture, where: str, weights: Trained, threshold: float, log: Callable[[str], None]) -> list[Digit]:
+    """`find_digits` in what was read."""
+    gray = picture.gray
+    fitted = fit_picture(gray)
+    rows, columns = slice(fitted.top, fitted.top + fitted.height), slice(fitted.left, fitted.left + fitted.width)
+    noisy = pictures.as_trained_on(fitted.picture[:, rows, columns])
+    if noisy:
+        shown, notes = noisy
+        certain = threshold if notes else 0.0  # changed, noise may be another than it was trained on
+        size = fitted.height, fitted.width
+        notes += [f"scaled to {fitted.height}x{fitted.width}"] * (size != gray.shape[1:])
+        notes += [f"padded to {HEIGHT}x{WIDTH}"] * (size != (HEIGHT, WIDTH))
+        digits = [each for each in _find_in_noise(fit_picture(shown), weights, threshold) if each.score >= certain]
+        scale = picture.width / fitted.width, picture.height / fitted.height
+    else:
+        found = pictures.find_pieces(picture)
+        count = len(found.pieces)
+        notes = found.notes + [f"{count} piece{'s' * (count > 1)} of ink, cut out"] * (count > 0)
+        digits = [digit for piece in found.pieces if (digit := _name_piece(piece, weights)).score >= threshold]
+        scale = picture.width / gray.shape[2], picture.height / gray.shape[1]
+    if notes:
+        log(f"{where}: {picture.height}x{picture.width} pixels (height x width), {', '.join(notes)}")
+    digits = [digit._replace(box=_scaled(digit.box, *scale)) for digit in digits]
+    return sorted(digits, key=lambda digit: -digit.score)
+
+
+def _scaled(box: Sequence[float], x: float, y: float) -> tuple[float, float, float, float]:
+    left, top, right, bottom = box
+    return left * x, top * y, right * x, bottom * y
+
+
+def _find_in_noise(fitted: Fitted, weights: Trained, threshold: float) -> list[Digit]:
+    """The digits of a picture like the training pictures, boxes in pixels of what was fitted."""
+    found = utils.decode(_ask(fitted.picture[None], weights), threshold, OVERLAP)[0]
+    size = torch.tensor((fitted.width, fitted.height))
+    boxes = found["boxes"] - torch.tensor((fitted.left, fitted.top)).repeat(2)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = ((centres >= 0) & (centres <= size[:2])).all(1)  # else it is in the frame, not in the picture
-    boxes = torch.minimum(boxes.clamp(min=0), size)
+    inside = ((centres >= 0) & (centres <= size)).all(1)  # else it is in the frame, not in the picture
+    boxes = torch.minimum(boxes.clamp(min=0), size.repeat(2))
     rows = (values[inside].tolist() for values in (boxes, found["labels"], found["scores"]))
     return [Digit(tuple(box), category, score) for box, category, score in zip(*rows, strict=True)]
 
 
+def _name_piece(piece: Piece, weights: Trained) -> Digit:
+    """A piece of ink as the network sees it in six places and three sizes: the class with the highest mean score."""
+    centres = [(x, y) for y in (HEIGHT / 4, HEIGHT * 3 / 4) for x in (WIDTH / 6, WIDTH / 2, WIDTH * 5 / 6)]  # of cells
+    shown = torch.stack([pictures.pose(piece, HIGH[i % 3], centre) for i, centre in enumerate(centres)])
+    votes = torch.zeros(10)
+    for centre, found in zip(centres, utils.decode(_ask(shown, weights), 0.0), strict=True):
+        middles = (found["boxes"][:, :2] + found["boxes"][:, 2:]) / 2
+        near = ((middles - torch.tensor(centre)).abs() < HIGH[0] / 2).all(1).nonzero()[:, 0]
+        if len(near):  # its best answer at this place
+            votes[found["labels"][near[0]]] += found["scores"][near[0]] / len(centres)
+    return Digit(piece.box, int(votes.argmax()), votes.max().item())
+
+
+def _ask(shown: Tensor, weights: Trained) -> Tensor:
+    """The network's outputs for pictures (N, 1, 48, 60)."""
+    outputs = utils.infer(weights.network, shown, weights.normal)
+    if not torch.isfinite(outputs).all():
+        raise DataError(f"{weights.path}: weights: the network's outputs are not finite")
+    return outputs
+
+
 def draw_digits(picture: Any, digits: Sequence[Digit]) -> Figure:
     """The picture with the boxes, classes and scores of its digits; `picture` as for `read_picture`."""
-    texts = [f"{digit.category}  {digit.score:.2f}" for digit in digits]
-    boxes = torch.tensor([digit.box for digit in digits]).reshape(-1, 4)
-    return utils.draw_found(read_picture(picture, lambda text: None), boxes, texts)
+    return _draw(pictures.read(picture, _name(picture), lambda text: None), digits)
+
+
+def _draw(picture: Picture, digits: Sequence[Digit]) -> Figure:
+    """`draw_digits` on what was read."""
+    gray = picture.gray
+    scale = torch.tensor((gray.shape[2] / picture.width, gray.shape[1] / picture.height)).repeat(2)
+    boxes = torch.tensor([digit.box for digit in digits]).reshape(-1, 4) * scale
+    return utils.draw_found(gray, boxes, [f"{digit.category}  {digit.score:.2f}" for digit in digits])
 
 
 # ---------------------------------------------------------------------------------------------- command
 
 
-def choose_drawings(pictures: Sequence[Path], output: Path | None) -> list[Path]:
+def choose_drawings(paths: Sequence[Path], output: Path | None) -> list[Path]:
     """Where the drawing of each picture goes: `output`, or beside the picture.
 
     Raises ValueError where a drawing would take another's place or a picture's, or is not to be a PNG.
     """
-    drawings = [output] if output else [path.with_name(f"{path.stem}_found.png") for path in pictures]
-    if len(drawings) != len(pictures):
-        raise ValueError(f"--output names one drawing, but there are {len(pictures)} pictures")
+    drawings = [output] if output else [path.with_name(f"{path.stem}_found.png") for path in paths]
+    if len(drawings) != len(paths):
+        raise ValueError(f"--output names one drawing, but there are {len(paths)} pictures")
     if output and output.suffix != ".png":
         raise ValueError(f"--output: expected a name that ends in .png, found {str(output)!r}")
-    taken = {path.resolve() for path in pictures}
+    taken = {path.resolve() for path in paths}
     for drawing in drawings:
         if drawing.resolve() in taken:
             raise ValueError(f"{drawing}: the drawing would take the place of a picture, or of another's drawing")
@@ -244,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--task",
         choices=TASKS,
-        help="localization (the default) finds at most one digit and tells ten classes apart; detection finds up to "
-        "six, one in each cell of a 2x3 grid, but takes every digit for a 0 or a 1",
+        help="localization (the default) tells ten classes apart, and finds at most one digit in a noisy picture; "
+        "detection finds up to six there, one in each cell of a 2x3 grid, but takes every digit for a 0 or a 1",
     )
     parser.add_argument("--weights", type=Path, help="a file of weights, instead of the task's in weights/")
     parser.add_argument("--threshold", type=float, default=0.5, help="least probability of a digit, by default 0.5")
@@ -270,9 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = 0
     for path, drawing in zip(options.pictures, drawings, strict=True):
         try:
-            picture = read_picture(path, log)
+            picture = pictures.read(path, str(path), log)
             digits = _find(picture, str(path), trained, options.threshold, log)
-            utils.save_figure(draw_digits(picture, digits), drawing.parent, drawing.stem)
+            utils.save_figure(_draw(picture, digits), drawing.parent, drawing.stem)
         except (OSError, ValueError) as error:  # the other pictures can still be done
             log(f"predict.py: {error}")
             status = 2

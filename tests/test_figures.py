@@ -10,10 +10,12 @@ from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 
 import data
+import models
 import utils
 from data.labels import CLASSES, NO_DIGIT
-from training import errors, plots
+from training import errors, plots, study
 from training.loop import REFERENCE_MEAN, SCORES
+from training.reference import published_curves
 
 mpl.use("Agg")  # no screen
 mpl.rcParams["figure.max_open_warning"] = 0
@@ -101,6 +103,57 @@ def test_every_figure_is_labelled_and_wide_enough(splits, tmp_path):
         pixels = imread(tmp_path / f"figure{number}.png")
         assert pixels.shape[1] >= 800  # to be read at half its size
         assert pixels[..., :3].std() > 0.01  # something is on it
+
+
+def lines(axes):
+    return {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+
+
+def test_published_curves_are_dashed_beside_ours():
+    curves = {name: [0.25, 0.5] for name in study.CURVES}
+    figure = plots.plot_reproduction([{"network": "FloNet", "curves": {**curves, "val_reference_mean": [0.75, 1.0]}}])
+    drawn = lines(figure.axes[0])
+    assert drawn["validation, here"] == [0.75, 1.0]
+    assert drawn["validation, published"] == published_curves("FloNet")["val_mean"]
+    assert {line.get_linestyle() for line in figure.axes[0].lines if "published" in line.get_label()} == {"--"}
+    figure = plots.plot_longer([{"network": "FloNet", "curves": curves}])
+    assert lines(figure.axes[0])["FloNet"] == [0.25, 0.5]
+
+
+def test_a_search_is_drawn_trial_by_trial_and_over_what_matters_most():
+    def trial(rate, shift, mean):
+        return {"params": {"rate": rate, "shift": shift, "depth": 2}, "epochs": [0.5, mean], "mean": mean}
+
+    trials = [trial(1e-3, 0, 0.6), trial(1e-1, 4, 0.8), {**trial(1e-2, 8, 0.7), "mean": None}]
+    figure = plots.plot_search({"trials": trials, "importance": {"shift": 0.2, "rate": 0.7, "depth": 0.1}})
+    assert lines(figure.axes[0])["best so far"] == [0.6, 0.8, 0.8]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["trial", "", "rate", "shift"]
+    assert [axes.get_xscale() for axes in figure.axes[2:]] == ["log", "linear"]
+
+
+def test_boxes_are_shown_as_they_were_after_each_epoch(splits):
+    labels = splits.val[:2].labels
+    right, wrong = perfect_outputs(labels), perfect_outputs(labels)
+    wrong[:, 0] = -9
+    run = SimpleNamespace(name="Net", watched=[wrong.tolist(), right.tolist()])
+    figure = plots.plot_watched(run, splits.val, (1, 2, 5, 2))
+    titles = [axes.get_title() for axes in figure.axes]
+    digits = labels.reshape(2, -1, 6)[..., 0].sum(1) > 0
+    assert len(titles) == 4  # two pictures after two epochs
+    for number, there in enumerate(digits.tolist()):
+        assert ("missed" in titles[2 * number], "IoU 1.00" in titles[2 * number + 1]) == (there, there)
+
+
+def test_a_network_is_drawn_with_the_sizes_it_has():
+    texts = [text.get_text() for text in plots.plot_diagram(models.CompactNet2()).axes[0].texts]
+    for part in ("half size\n32×24×30", "a sixteenth\n160×3×4", "mean over places\n6×2×3"):
+        assert part in texts
+
+
+def test_iou_is_drawn_and_right():
+    said = [axes.get_xlabel() for axes in plots.plot_iou().axes]
+    assert said[0] == "shared 200, covered 600: IoU 0.33"
+    assert said[1].endswith(f"IoU {29 * 29 / (2 * 900 - 29 * 29):.2f}")
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([LOC] * 2), det_labels({(0, 0): CELL, (1, 2): CELL})])

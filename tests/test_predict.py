@@ -1,5 +1,6 @@
 """Digits found in pictures of all kinds, the command, and the weights that come with the project."""
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import torch
 from cases import det_outputs, loc_row
 from helpers import fit
 from matplotlib.colors import to_rgba
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from torch import nn
 
 import data
@@ -22,7 +23,7 @@ import models
 import predict
 import training
 import utils
-from data import DataError, sources
+from data import DataError, perturb, sources
 from training.weights import Trained
 
 HOME = Path(__file__).resolve().parent.parent
@@ -51,8 +52,8 @@ def weights(sets, one_core, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture():  # (48, 60) uint8
-    return np.random.default_rng(0).integers(0, 256, (48, 60), dtype=np.uint8)
+def picture():  # (48, 60) uint8, a background of the training pictures
+    return perturb.make_noise(1, perturb.NOISE["loc"], np.random.default_rng(0))[0].numpy()
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def trained(answer):
 
 def bright(pictures):
     """Finds the one bright rectangle of a picture, so that where a picture went can be followed."""
-    rows, columns = (pictures[0, 0] > 0.7).nonzero().unbind(1)
+    rows, columns = (pictures[0, 0] > 0.99).nonzero().unbind(1)
     top, bottom, left, right = rows.min() / 48, (rows.max() + 1) / 48, columns.min() / 60, (columns.max() + 1) / 60
     return loc_row(9.0, [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], c3=9.0)[None]
 
@@ -124,7 +125,8 @@ def test_a_picture_is_the_same_in_every_form_and_left_as_it_was(picture, tmp_pat
         picture / 255, (picture / 255).astype(">f4"), torch.from_numpy(picture), floats, floats[None].requires_grad_(),
         Image.fromarray(picture), Image.fromarray((picture / 255).astype(np.float32)),
         Image.fromarray(picture).convert("RGBA"), Image.fromarray(picture).convert("P"),
-        tmp_path / "deep.png", str(tmp_path / "rgb.png"),
+        tmp_path / "deep.png", str(tmp_path / "rgb.png"), io.BytesIO((tmp_path / "rgb.png").read_bytes()),
+        picture.astype(np.int64), np.stack([picture] * 3, -1), torch.from_numpy(picture / 255).expand(3, 48, 60),
     ]  # fmt: skip
     bits = [stripes, stripes.astype(np.float16), torch.from_numpy(stripes).bfloat16(), Image.fromarray(stripes)]
     for expected, given in ((before / 255, forms), (stripes, bits)):
@@ -154,11 +156,11 @@ def test_what_is_done_to_a_picture_is_said(picture, tmp_path):
     [
         ([[0.5]], "expected a file, a PIL image, an array or a tensor, found list"),
         (np.zeros((0, 60)), r"empty, its shape is \(0, 60\)"),
-        (torch.zeros(2, 48, 60), r"expected one channel: .*found shape \(2, 48, 60\)"),
+        (torch.zeros(2, 48, 60), r"expected \(H, W\), or 1, 3 or 4 channels .*found shape \(2, 48, 60\)"),
         (np.full((48, 60), np.nan), "has pixels that are NaN or infinite"),
         (np.full((48, 60), 255.0), r"has pixels outside \[0, 1\], its range is \[255, 255\]"),
-        (np.zeros((48, 60), dtype=np.int64), r"expected uint8, or floats in \[0, 1\], found int64"),
-        (Image.new("RGBA", (60, 48)), "partly transparent"),
+        (np.full((48, 60), 256), "expected whole numbers from 0 to 255, found 256 to 256"),
+        (np.zeros((48, 60), dtype=complex), r"expected numbers from 0 to 255, or floats in \[0, 1\], found complex128"),
         (Image.new("I", (60, 48)), "expected 8 or 16 bits per pixel"),
     ],
 )
@@ -170,30 +172,32 @@ def test_what_is_no_picture_is_refused_with_the_reason(wrong, reason):
 def test_files_that_are_no_pictures_are_refused_with_the_reason(image):
     image.with_name("text.png").write_text("no picture", encoding="utf-8")
     image.with_name("short.png").write_bytes(image.read_bytes()[:1000])
+    image.with_name("phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     reasons = {"none.png": "no such file", "": "is a directory", "text.png": "not a picture", "short.png": "damaged"}
+    reasons["phone.heic"] = "a HEIC picture, .*save it as JPEG or PNG"
     for name, reason in reasons.items():
         with pytest.raises(DataError, match=f"^{re.escape(str(image.parent / name))}: {reason}"):
             predict.read_picture(image.parent / name)
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "said"),
+    ("factor", "height", "width", "said"),
     [
-        (48, 60, []),
-        (28, 28, ["padded to 48x60"]),
-        (96, 120, ["scaled to 48x60"]),
-        (100, 1000, ["scaled to 6x60 and padded to 48x60"]),
+        (1, 48, 60, ""),
+        (1, 28, 28, "padded to 48x60"),
+        (2, 96, 120, "scaled to 48x60"),
+        (20, 960, 1200, "scaled to 48x60"),
     ],
 )
-def test_boxes_are_in_the_pixels_of_the_picture_given(height, width, said):
+def test_boxes_are_in_the_pixels_of_the_picture_given(factor, height, width, said, picture):
+    """Of pictures of the training pictures' kind, of other sizes too."""
+    given, told = np.kron(picture.clip(0, 230), np.ones((factor, factor), np.uint8))[:height, :width], []
     top, left, bottom, right = height // 4, width // 2, height // 4 + height // 3, width // 2 + width // 3
-    given, told = np.full((height, width), 0.3), []
-    given[top:bottom, left:right] = 1.0
+    given[top:bottom, left:right] = 255
     (digit,) = predict.find_digits(given, trained(bright), log=told.append)
-    pixel = max(1, height / 48, width / 60)  # of the network's picture, in the picture given
-    assert digit.box == pytest.approx((left, top, right, bottom), abs=1e-3 if pixel == 1 else pixel)
+    assert digit.box == pytest.approx((left, top, right, bottom), abs=1e-3 if factor == 1 else factor + 0.01)
     assert (digit.category, digit.score) == (3, pytest.approx(1, abs=0.01))
-    assert told == [f"picture: {height}x{width} pixels (height x width), {text}" for text in said]
+    assert told == ([f"picture: {height}x{width} pixels (height x width), {said}"] if said else [])
 
 
 def test_a_small_picture_lies_in_the_middle_of_its_median():
@@ -204,11 +208,185 @@ def test_a_small_picture_lies_in_the_middle_of_its_median():
         assert predict.fit_picture(torch.rand(1, height, width)).picture.shape == (1, 48, 60)
 
 
-def test_a_digit_in_the_frame_is_left_out_and_one_at_the_edge_is_cut_to_the_picture():
-    given = np.full((48, 20), 0.3)  # 20 columns of frame on either side
+def test_a_digit_in_the_frame_is_left_out_and_one_at_the_edge_is_cut_to_the_picture(picture):
+    given = picture[:, :20]  # 20 columns of frame on either side
     beside, across = (trained(loc_row(9.0, [x / 60, 0.5, 0.2, 0.5])[None]) for x in (10, 22))
     assert predict.find_digits(given, beside) == []
     assert [digit.box for digit in predict.find_digits(given, across)] == [pytest.approx((0, 12, 8, 36), abs=1e-3)]
+
+
+@pytest.mark.parametrize("task", OWN)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(None, None), (lambda given: given * 0.7, "brightened"), (lambda given: 1 - given, "a negative, inverted")],
+)
+def test_pictures_like_the_training_pictures_reach_the_network_as_those_are(task, change, said, sets):
+    """Themselves bit for bit; dim ones and negatives as themselves."""
+    shown, told = [], []
+    network = trained(lambda pictures: (shown.append(pictures), torch.zeros(1, 15))[1])
+    wanted = utils.as_floats(sets[task][0].train.pictures[:24])
+    for given in wanted:
+        predict.find_digits(given if change is None else change(given), network, log=told.append)
+    assert len(shown) == len(wanted)
+    if change is None:
+        assert torch.equal(torch.cat(shown), wanted)
+        assert not told
+    else:
+        assert (torch.cat(shown) - wanted).abs().mean() < 0.02  # a brightest pixel of 0.95 becomes 1
+        assert all(said in text for text in told)
+        assert len(told) == len(wanted)
+
+
+# ---------------------------------------------------------------------------------------------- anybody's pictures
+
+STROKES = {  # corners (x, y) in fractions of the digit's height
+    1: [[(0.25, 0), (0.15, 1)]],
+    4: [[(0.3, 0), (0.02, 0.6), (0.65, 0.6)], [(0.5, 0.25), (0.45, 1)]],
+    5: [[(0.15, 0.2), (0.12, 0.45), (0.45, 0.45), (0.55, 0.7), (0.4, 0.98), (0, 0.95)], [(0.15, 0), (0.6, 0)]],
+    7: [[(0, 0.02), (0.6, 0), (0.25, 1)]],
+}
+
+
+def cover(shape, *digits, width=0.12):
+    """Ink (H, W) in [0, 1] of digits (class, height in pixels, left, top), `width` of the height thick."""
+    image = Image.new("L", shape[::-1])
+    for category, high, left, top in digits:
+        for stroke in STROKES[category]:
+            corners = [(left + high * x, top + high * y) for x, y in stroke]
+            ImageDraw.Draw(image).line(corners, fill=255, width=max(1, round(width * high)), joint="curve")
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(0.5))) / 255
+
+
+def as_bytes(values):
+    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def mixed(ink, ground, colour=0.1):
+    """Ink of a colour on a ground, uint8."""
+    return as_bytes(ground * (1 - ink) + colour * ink)
+
+
+def paper(shape, noise=0.02):
+    """Paper in a shadow that grows to the right."""
+    return np.linspace(0.9, 0.4, shape[1]) + np.random.default_rng(1).normal(0, noise, shape)
+
+
+def rgba(ink, colour, least=0.0):
+    """Ink of one gray as a drawing program stores it, its ground transparent."""
+    gray = np.full_like(ink, colour)
+    return Image.fromarray(as_bytes(np.stack([gray, gray, gray, np.maximum(ink, least)], -1)))
+
+
+def stray():
+    """White paper, opaque but for one pixel."""
+    given = np.dstack([mixed(SEVEN, 1.0)] * 3 + [np.full((200, 240), 255, np.uint8)])
+    given[5, 5, 3] = 0
+    return Image.fromarray(given)
+
+
+def colours(ground, ink):
+    return as_bytes(np.array(ground) * (1 - SEVEN[..., None]) + np.array(ink) * SEVEN[..., None])
+
+
+def photo(given):
+    stored = io.BytesIO()
+    Image.fromarray(given).save(stored, "JPEG", quality=60)
+    return stored
+
+
+SEVEN = cover((200, 240), (7, 80, 90, 60))
+OTHERS = {  # kinds of picture, each with a seven: its box, and the picture
+    "black on white": ((90, 60, 138, 140), mixed(SEVEN, 1.0, 0.0)),
+    "dim on black": ((90, 60, 138, 140), mixed(SEVEN, 0.0, 0.25)),
+    "gray on gray": ((90, 60, 138, 140), mixed(SEVEN, 0.5, 0.45)),
+    "28x28": ((8, 4, 20, 24), mixed(cover((28, 28), (7, 20, 8, 4)), 1.0, 0.0)),
+    "a photograph": ((300, 200, 420, 400), photo(mixed(cover((600, 800), (7, 200, 300, 200)), paper((600, 800))))),
+    "noise": ((90, 60, 138, 140), mixed(SEVEN, paper((200, 240), 0.08))),
+    "a tenth of the height": ((700, 30, 736, 90), mixed(cover((600, 800), (7, 60, 700, 30)), paper((600, 800)))),
+    "nine tenths": ((10, 10, 118, 190), mixed(cover((200, 240), (7, 180, 10, 10)), paper((200, 240)))),
+    "thin": ((90, 40, 168, 170), mixed(cover((200, 240), (7, 130, 90, 40), width=0.015), 0.9, 0.5)),
+    "thick": ((90, 60, 138, 140), mixed(cover((200, 240), (7, 80, 90, 60), width=0.25), 1.0)),
+    "at the border": ((0, 60, 48, 140), mixed(SEVEN[:, 90:], 1.0)),
+    "framed": ((96, 66, 144, 146), np.pad(mixed(SEVEN, 1.0, 0.3), 6)),
+    "a shadow with an edge": ((90, 60, 138, 140), mixed(SEVEN, np.where(np.arange(240) < 110, 0.9, 0.55))),
+    "no contrast in gray": ((90, 60, 138, 140), colours((0.1, 0.6, 0.1), (0.9, 0.19, 0.1))),
+    "black ink, transparent": ((90, 60, 138, 140), rgba(SEVEN, 0.0)),
+    "white ink, transparent": ((90, 60, 138, 140), rgba(SEVEN, 1.0)),
+    "a transparent pixel": ((90, 60, 138, 140), stray()),
+    "long": ((900, 20, 936, 80), mixed(cover((100, 1500), (7, 60, 900, 20)), 1.0)),
+    "large": ((900, 800, 1260, 1400), mixed(cover((1800, 2400), (7, 600, 900, 800)), paper((1800, 2400)))),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_digit_is_found_in_pictures_of_other_kinds(kind):
+    box, given = OTHERS[kind]
+    told = []
+    (digit,) = predict.find_digits(given, log=told.append)
+    assert digit.category == 7
+    assert digit.box == pytest.approx(box, abs=0.16 * (box[3] - box[1]))
+    assert "1 piece of ink" in told[-1]
+
+
+ROWS, COLUMNS = np.indices((200, 240))
+NOTHING = {
+    "white": np.full((48, 60), 255, np.uint8),
+    "black": np.zeros((28, 28), np.uint8),
+    "paper with a shadow": photo(as_bytes(paper((600, 800)))),
+    "a shadow with an edge": as_bytes(0.9 - 0.4 * (ROWS > 0.7 * COLUMNS) + paper((200, 240)) * 0.1),
+    "a frame": np.pad(np.full((200, 260), 255, np.uint8), 6),
+    "a drawn rectangle": np.pad(np.pad(np.full((100, 140), 255, np.uint8), 5), 40, constant_values=255),
+    "a line": as_bytes((np.arange(60) == 30) * np.ones((48, 1))),
+    "a slanting line": as_bytes(np.abs(ROWS - 0.7 * COLUMNS - 10) > 3),
+    "two lines": as_bytes(np.minimum(np.abs(ROWS - 0.7 * COLUMNS), np.abs(ROWS + 0.8 * COLUMNS - 190)) > 2),
+    "a dash": as_bytes((np.abs(ROWS - 100) > 4) | (np.abs(COLUMNS - 120) > 40)),
+    "a dot": as_bytes(np.hypot(ROWS - 90, COLUMNS - 100) > 6),
+    "a disc": as_bytes(np.hypot(ROWS - 90, COLUMNS - 100) > 60),
+    "stripes": as_bytes(ROWS // 9 % 2),
+    "a chessboard": as_bytes((ROWS // 17 + COLUMNS // 17) % 2),
+    "squared paper": as_bytes(0.9 - 0.4 * ((ROWS % 20 < 2) | (COLUMNS % 20 < 2))),
+    "white noise": as_bytes(np.random.default_rng(2).normal(0.5, 0.15, (48, 60))),
+    "texture": as_bytes(0.7 + np.kron(np.random.default_rng(3).normal(0, 0.06, (50, 60)), np.ones((4, 4)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+def test_nothing_is_found_where_nothing_is(kind):
+    told = []
+    assert predict.find_digits(NOTHING[kind], log=told.append) == []
+    assert len(told) == 1  # and why
+
+
+def test_several_digits_are_found_one_by_one():
+    """A digit of two strokes is one digit; dirt is none."""
+    ink = cover((100, 300), (4, 60, 20, 20), (7, 60, 90, 15), (5, 60, 150, 22), (1, 60, 250, 20))
+    ink[10:13, 280:283] = 1
+    told = []
+    digits = predict.find_digits(mixed(ink, 1.0), log=told.append)
+    in_order = sorted(digits, key=lambda digit: digit.box)
+    assert [digit.category for digit in in_order] == [4, 7, 5, 1]
+    assert in_order[2].box[1] == pytest.approx(
+        22 - 3.6, abs=2
+    )  # with the bar of the five, which is a stroke of its own
+    assert [digit.score for digit in digits] == sorted((digit.score for digit in digits), reverse=True)
+    assert "dark on light, inverted, " in told[0]
+    assert "4 pieces of ink" in told[0]
+    (digit,) = predict.find_digits(mixed(cover((100, 300), (1, 60, 250, 20)), 1.0), "detection", log=told.append)
+    assert digit.category == 1
+    assert predict.find_digits(mixed(ink, 1.0), threshold=1, log=told.append) == []
+
+
+def test_a_large_picture_is_shrunk_for_finding_and_drawing_alone(tmp_path):
+    _, given = OTHERS["large"]
+    Image.fromarray(given).save(tmp_path / "large.jpg")
+    with Image.open(tmp_path / "large.jpg") as image:
+        (digit,) = predict.find_digits(image)
+        assert image.size == (2400, 1800)  # what was given is not shrunk itself
+    (shown,) = predict.draw_digits(tmp_path / "large.jpg", [digit]).axes
+    assert shown.images[0].get_array().size <= 500_000
+    left, _, right, _ = (value * shown.get_xlim()[1] / 2400 for value in digit.box)
+    assert (shown.patches[0].get_x(), shown.patches[0].get_width()) == pytest.approx((left, right - left), abs=0.01)
+    assert predict.read_picture(given, pytest.fail).shape == (1, 1800, 2400)
 
 
 def test_drawn_boxes_are_where_the_digits_are():

@@ -21,7 +21,11 @@ CELLS = {task: nbformat.read(HOME / f"{name}.ipynb", as_version=4).cells for tas
 CODE = {task: [cell for cell in cells if cell.cell_type == "code"] for task, cells in CELLS.items()}
 # What each module may import of this project's: what lies below it, in `training` the modules that are named before.
 BELOW = {"data": {"data"}, "models": {"data"}, "utils": {"data"}, "training": {"data", "models", "utils"}}
-BELOW |= {"predict": {"data", "utils", "training"}, "scripts": {"data", "models", "utils", "training", "scripts"}}
+BELOW |= {
+    "pictures": {"data"},
+    "predict": {"data", "utils", "training", "pictures"},
+    "scripts": {"data", "models", "utils", "training", "scripts"},
+}
 TRAINING = ["layers", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results", "tables"]
 TRAINING += ["plots", "errors", "study", "search", "baselines", "lab", "colab", "__init__"]
 each_task = pytest.mark.parametrize("task", training.NAMES)

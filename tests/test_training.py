@@ -425,6 +425,13 @@ def test_weights_that_cannot_be_used_are_named(undisturbed, tmp_path, change, me
     assert "\n" not in str(stopped.value)
 
 
+def test_outputs_of_the_first_validation_pictures_are_kept_after_every_epoch(sets, undisturbed):
+    (splits, normal), run = sets["loc"], undisturbed["loc", SHORT]
+    assert len(run.watched) == len(run.history["seconds"])
+    found = utils.infer(run.load(CPU), splits.val.pictures, normal)[: loop.WATCHED]
+    torch.testing.assert_close(torch.tensor(run.watched[run.best_epoch - 1]), found, rtol=1e-4, atol=1e-5)
+
+
 def test_the_functions_of_the_loop_fit_on_a_screen():
     for node in ast.walk(ast.parse(inspect.getsource(loop))):
         if isinstance(node, ast.FunctionDef):
