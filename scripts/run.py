@@ -30,6 +30,8 @@ from data.files import SaveError, atomic_write  # noqa: E402
 from training import tables  # noqa: E402
 
 NOTEBOOKS = {task: f"{name}.ipynb" for task, name in training.NAMES.items()}
+# In HTML nothing can be folded away, as the cell is that gets the modules on Colab.
+WITHOUT = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})
 LONGEST = 80  # bytes of a folder's name, so that with a socket's it is no longer than any system allows
 
 
@@ -102,7 +104,7 @@ def execute(path: Path, store: bool, folder: Path) -> Path:
             sockets.cleanup()
         text = nbformat.writes(notebook) + "\n"
         atomic_write(copy, lambda file: file.write(text.encode()))
-        html, _ = HTMLExporter().from_notebook_node(notebook)
+        html, _ = HTMLExporter(config=WITHOUT).from_notebook_node(notebook)
         atomic_write(copy.with_suffix(".html"), lambda file: file.write(html.encode()))
     if store:
         atomic_write(path, lambda file: file.write(text.encode()))

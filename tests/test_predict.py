@@ -20,6 +20,7 @@ from torch import nn
 
 import data
 import models
+import pictures
 import predict
 import training
 import utils
@@ -355,6 +356,12 @@ def test_nothing_is_found_where_nothing_is(kind):
     told = []
     assert predict.find_digits(NOTHING[kind], log=told.append) == []
     assert len(told) == 1  # and why
+
+
+def test_a_stray_transparent_pixel_is_taken_for_the_ground_without_a_word():
+    told = []
+    found = pictures.read(stray(), "picture", told.append)
+    assert (told, found.pixels[5, 5]) == ([], found.pixels[5, 6])
 
 
 def test_several_digits_are_found_one_by_one():

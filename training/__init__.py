@@ -20,5 +20,14 @@ from training.settings import (
     describe,
     runs_folder,
 )
-from training.tables import compare_runs, fit_table, headline, markdown_table, print_scores, results_table, study_table
+from training.tables import (
+    compare_runs,
+    fit_table,
+    headline,
+    markdown_table,
+    print_scores,
+    results_table,
+    source_of,
+    study_table,
+)
 from training.weights import load_weights, save_weights
