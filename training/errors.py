@@ -92,11 +92,10 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 4.2))
     errors, steps = edge_errors(outputs, labels).round().clamp(-5, 5), np.arange(-5, 6)
     for number, side in enumerate(SIDES):
-        shares = [(errors[:, number] == step).float().mean().item() for step in steps]
+        shares = [(errors[:, number] == step).float().mean().item() or np.nan for step in steps]  # 0 has no logarithm
         left.plot(steps, shares, "o-", label=side, color=f"C{number}")
-    left.set(
-        title="edges", xlabel="predicted − true, pixels (±5: or more)", ylabel="share of found digits", yscale="log"
-    )
+    left.set(title="edges", xlabel="predicted − true, pixels (±5: or more)", ylabel="share of found digits")
+    left.set(yscale="log", xticks=steps)
     left.legend(frameon=False, loc="upper right")
     if split.visible is not None:
         faint = utils.box_ious(*(utils.as_pictures(outputs, each)[1][:, 1:5] for each in (split.visible, labels)))
