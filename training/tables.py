@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import models
 from training.reference import published_curves
 from training.results import BASELINES, PUBLISHED, loss_ends, published_results, published_studies
 from training.runs import Run
@@ -38,8 +39,10 @@ def results_table(task: str, results: dict[str, Any], studies: dict[str, Any]) -
     if "visible" in baselines:  # which is told the class
         scores = baselines.pop("visible")
         rows.append(row(BASELINES["visible"], scores, ("", "iou", "", *names[3:])))
-    for other, scores in results["others"].items():
-        rows.append(row(f"the reference's {other} here, {networks[other]['epochs']} epochs", scores))
+    for other in (each.__name__ for each in models.NETWORKS[task]):  # a file may hold them in another order
+        if other in results["others"]:
+            said = f"the reference's {other} here, {networks[other]['epochs']} epochs"
+            rows.append(row(said, results["others"][other]))
     for said, *scores in PUBLISHED[task]:
         rows.append((said, *scores, *[""] * (6 - len(scores))))
     rows += [row(BASELINES[key], scores) for key, scores in baselines.items()]
