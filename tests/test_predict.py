@@ -476,7 +476,7 @@ def test_published_weights_are_those_of_the_published_run(task, tmp_path):
     assert (found.task, found.source, found.epoch) == (task, results["source"], entry["best_epoch"])
     assert found.normal == utils.Normalizer(**results["normalization"])
     assert found.validation == pytest.approx(entry["val"], abs=1e-6)
-    assert path.stat().st_size <= 6_000_000
+    assert path.stat().st_size <= 6_100_000
     if found.source != "mnist" or not all(each.is_file() for each in sources.mnist_files(data.FOLDER)):
         pytest.skip("the pictures that the weights were trained for are not there")
     # Fewer pictures than the published figures are of: `make check-published` has those to the last digit printed.

@@ -51,7 +51,7 @@ def test_cells_are_short_and_what_they_print_is_compared(task):
               for tag in ("nbval-check-output", check_published.TAG)}  # fmt: skip
     assert all(len(cells) >= 5 and all(cell.outputs for cell in cells) for cells in tagged.values())
     text = "".join(cell.source for cell in tagged[check_published.TAG])
-    pieces = ("compare_runs", "print_scores(best", "fit_table", "ingredients_table", "recipes_table")
+    pieces = ("compare_runs", "print_scores(best", "fit_table", "results_table", "study_table")
     assert [piece for piece in pieces if piece not in text] == []
 
 

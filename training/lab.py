@@ -13,8 +13,8 @@ import data
 import models
 import utils
 from data import checks
-from training import errors
 from training.baselines import BrightPatches, trivial_outputs, visible_outputs
+from training.errors import border_rows, edge_errors, edge_rows
 from training.loop import overfit
 from training.progress import Progress
 from training.results import load_published, published_results, save_histories, save_results, summarize
@@ -168,9 +168,9 @@ class Lab:
 
     def _errors(self, outputs: Tensor) -> dict[str, list[list]]:
         labels = self.splits.test.labels
-        rows = {"edges": errors.edge_rows(errors.edge_errors(outputs, labels))}
+        rows = {"edges": edge_rows(edge_errors(outputs, labels))}
         if self.task == "det":
-            rows["borders"] = errors.border_rows(utils.match(outputs, labels), labels)
+            rows["borders"] = border_rows(utils.match(outputs, labels), labels)
         return {name: [list(row) for row in values] for name, values in rows.items()}
 
 
