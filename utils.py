@@ -250,25 +250,6 @@ def score(outputs: Tensor, labels: Tensor) -> dict[str, float]:
     return {**scores, "mean": (scores["accuracy"] + scores["iou"]) / 2}
 
 
-def bootstrap(outputs: Tensor, labels: Tensor, rounds: int = 1000) -> dict[str, list[float]]:
-    """95 % intervals of what `score` measures, the loss apart: pictures are drawn anew, with replacement, so many times
-    (Efron, 1979). The generator's seed is fixed."""
-    matches = match(outputs, labels)
-    hit = matches.digit & matches.found
-    parts = (matches.right, torch.ones_like(hit), matches.iou * hit, hit, matches.right & matches.digit, matches.digit)
-    sums = torch.stack([part.double().reshape(len(labels), -1).sum(1) for part in parts], 1)  # (N, 6)
-    rng = torch.Generator().manual_seed(0)
-    draws = torch.stack(
-        [torch.randint(len(sums), (len(sums),), generator=rng).bincount(minlength=len(sums)) for _ in range(rounds)]
-    )
-    right, rows, overlap, hits, named, digits = (draws.double() @ sums).T  # (rounds,) each
-    values = {"accuracy": right / rows, "iou": overlap / hits.clamp(min=1)}
-    values |= {"digit_accuracy": named / digits.clamp(min=1), "iou_all": overlap / digits.clamp(min=1)}
-    values["mean"] = (values["accuracy"] + values["iou"]) / 2
-    limits = torch.tensor((0.025, 0.975), dtype=torch.float64)
-    return {name: value.quantile(limits).tolist() for name, value in values.items()}
-
-
 @torch.inference_mode()
 def infer(network: nn.Module, pictures: Tensor, normal: Normalizer, batch_size: int | None = None) -> Tensor:
     """The network's outputs for all pictures, on the network's device; it is left in evaluation mode.

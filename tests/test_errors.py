@@ -67,7 +67,7 @@ def test_the_interval_of_a_score_is_that_of_pictures_drawn_anew():
     labels = torch.tensor([LOC] * 400)
     outputs = perfect_outputs(labels)
     outputs[:100, 0] = -9
-    found = utils.bootstrap(outputs, labels)
+    found = errors.bootstrap(outputs, labels)
     low, high = found["accuracy"]
     assert (low, high) == (pytest.approx(0.75 - 0.0424, abs=0.01), pytest.approx(0.75 + 0.0424, abs=0.01))
     assert found["iou"] == pytest.approx([1.0, 1.0], abs=1e-5)

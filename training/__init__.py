@@ -3,7 +3,7 @@
 from training.colab import prepare_colab
 from training.keys import provenance
 from training.lab import Lab, Test, open_lab
-from training.layers import Layer, list_layers
+from training.layers import Layer, list_layers, source_of
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
 from training.progress import Progress, forgive_output
 from training.results import BASELINES, published_results, published_search, published_studies, select_best
@@ -27,7 +27,6 @@ from training.tables import (
     markdown_table,
     print_scores,
     results_table,
-    source_of,
     study_table,
 )
 from training.weights import load_weights, save_weights

@@ -17,6 +17,25 @@ from utils import PAGE, PREDICTED, Matches
 SIDES = ("left", "top", "right", "bottom")
 
 
+def bootstrap(outputs: Tensor, labels: Tensor, rounds: int = 1000) -> dict[str, list[float]]:
+    """95 % intervals of what `utils.score` measures, the loss apart: pictures are drawn anew, with replacement, so many
+    times (Efron, 1979). The generator's seed is fixed."""
+    matches = utils.match(outputs, labels)
+    hit = matches.digit & matches.found
+    parts = (matches.right, torch.ones_like(hit), matches.iou * hit, hit, matches.right & matches.digit, matches.digit)
+    sums = torch.stack([part.double().reshape(len(labels), -1).sum(1) for part in parts], 1)  # (N, 6)
+    rng = torch.Generator().manual_seed(0)
+    draws = torch.stack(
+        [torch.randint(len(sums), (len(sums),), generator=rng).bincount(minlength=len(sums)) for _ in range(rounds)]
+    )
+    right, rows, overlap, hits, named, digits = (draws.double() @ sums).T  # (rounds,) each
+    values = {"accuracy": right / rows, "iou": overlap / hits.clamp(min=1)}
+    values |= {"digit_accuracy": named / digits.clamp(min=1), "iou_all": overlap / digits.clamp(min=1)}
+    values["mean"] = (values["accuracy"] + values["iou"]) / 2
+    limits = torch.tensor((0.025, 0.975), dtype=torch.float64)
+    return {name: value.quantile(limits).tolist() for name, value in values.items()}
+
+
 def pixel_boxes(outputs: Tensor) -> Tensor:
     """Boxes of outputs or labels, a row per picture (cell): (M, 4) `xyxy` in pixels. Where there is no digit they mean
     nothing."""

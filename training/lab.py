@@ -14,7 +14,7 @@ import models
 import utils
 from data import checks
 from training.baselines import BrightPatches, trivial_outputs, visible_outputs
-from training.errors import border_rows, edge_errors, edge_rows
+from training.errors import bootstrap, border_rows, edge_errors, edge_rows
 from training.loop import overfit
 from training.progress import Progress
 from training.results import load_published, published_results, save_histories, save_results, summarize
@@ -159,7 +159,7 @@ class Lab:
             "networks": {run.name: {**summarize(run), "fit": fits[run.name]} for run in runs},
             "selected": chosen.name,
             "test": chosen.scores,
-            "interval": utils.bootstrap(chosen.outputs, self.splits.test.labels),
+            "interval": bootstrap(chosen.outputs, self.splits.test.labels),
             "unsnapped": self.test_unsnapped(best),
             "others": {test.name: test.scores for test in tests[1:]},
             **self._errors(chosen.outputs),

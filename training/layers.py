@@ -1,5 +1,7 @@
-"""The layers of a network, as the notebooks print them and the report draws them."""
+"""Networks as the notebooks print them and the report draws them: layers, sizes, source."""
 
+import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -71,3 +73,8 @@ def stage_sizes(network: models.GridNetwork) -> dict[str, tuple[int, ...]]:
     for hook in hooks:
         hook.remove()
     return sizes
+
+
+def source_of(*pieces: Callable) -> str:
+    """The source of functions and classes, as a block of code in Markdown."""
+    return "```python\n" + "\n\n".join(map(inspect.getsource, pieces)) + "```"

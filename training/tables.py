@@ -1,7 +1,6 @@
 """The tables that notebooks, README and report show, in Markdown."""
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import models
@@ -288,11 +287,6 @@ def headline(task: str, results: dict[str, Any], studies: dict[str, Any]) -> str
             " **This is not the full run** of 60 epochs over all pictures, with which the published figures compare."
         )
     return f"{results_table(task, results, studies)}\n\n{said}"
-
-
-def source_of(*pieces: Callable) -> str:
-    """The source of functions and classes, as a block of code in Markdown."""
-    return "```python\n" + "\n\n".join(map(inspect.getsource, pieces)) + "```"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
