@@ -43,7 +43,7 @@ def test_one_thread_agrees_with_two_and_with_a_gpu(tmp_path, device):
         pytest.skip("there is no GPU")
     for (about, history), (same, other) in zip(train(1, "cpu", tmp_path), train(2, device, tmp_path), strict=True):
         assert about == same  # normalization, data and code, whatever the hashes of this process
-        near = {"float32": 0.05, "bfloat16": 0.15}[about["settings"]["precision"]]
+        near = {"float32": 0.1, "bfloat16": 0.15}[about["settings"]["precision"]]
         for name, values in other.items():
             tolerance = {"rel": near} if "loss" in name or name == "learning_rate" else {"abs": near}
             assert history[name] == pytest.approx(values, **tolerance), name
