@@ -164,17 +164,9 @@ def plot_places(network: nn.Module, split: Split, normal: utils.Normalizer) -> F
     weights = ((cells - sums).exp() * sums.sigmoid()).movedim(2, 3).reshape(certainty.shape)
     figure, axes = plt.subplots(1, len(split), figsize=(PAGE, 2.4), squeeze=False)
     for axis, picture, weight in zip(axes[0], split.pictures, weights, strict=True):
-        axis.imshow(
-            utils.as_floats(picture)[0].numpy(),
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            extent=(0, WIDTH, HEIGHT, 0),
-            interpolation="nearest",
-        )
+        utils.show_picture(axis, picture)
         shade = weight.numpy()
         axis.imshow(np.ones_like(shade), cmap="autumn", alpha=np.sqrt(shade / max(shade.max(), 1e-6)) * 0.75,
                     extent=(0, WIDTH, HEIGHT, 0))  # fmt: skip
-        axis.set(xticks=[], yticks=[])
     figure.suptitle("The places that speak for each cell")
     return figure
