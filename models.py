@@ -215,11 +215,11 @@ class Edges(NamedTuple):
         """Each edge's mean, (N, rows, columns), in pixels."""
         return [(chance * _pixels(chance)).sum(-1) for chance in self]
 
-    def distances(self, power: int) -> list[Tensor]:
+    def distances(self, means: list[Tensor], power: int) -> list[Tensor]:
         """The mean of each edge's distance from its mean, to a power: the second gives its variance."""
         return [
             (chance * (_pixels(chance) - mean[..., None]).abs() ** power).sum(-1)
-            for chance, mean in zip(self, self.means(), strict=True)
+            for chance, mean in zip(self, means, strict=True)
         ]
 
 
@@ -286,11 +286,11 @@ class GridNetwork(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor | Answers:
         presence, category, edges = self.cells(pictures)
-        left, right, top, bottom = edges.means()
+        left, right, top, bottom = means = edges.means()
         if self.claims:
-            presence = self.claim(presence, edges)
+            presence = self.claim(presence, means, edges.distances(means, 2))
         if self.ranks and not self.training:
-            presence = rank(presence, edges)
+            presence = rank(presence, means, edges.distances(means, 1))
         box = ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT)
         outputs = torch.cat((torch.stack((presence, *box), -1), category), -1)  # (N, rows, columns, 5 + classes)
         outputs = self.lay_out(outputs)
@@ -300,9 +300,9 @@ class GridNetwork(nn.Module):
         """Answers (N, rows, columns, 5 + classes), boxes in fractions of the picture -> outputs of the task."""
         raise NotImplementedError
 
-    def claim(self, presence: Tensor, edges: Edges) -> Tensor:
-        """Logits of a digit in sight -> logits of a digit in sight whose centre lies in this cell."""
-        means, variances = edges.means(), edges.distances(2)
+    def claim(self, presence: Tensor, means: list[Tensor], variances: list[Tensor]) -> Tensor:
+        """Logits of a digit in sight, its edges' means and variances -> logits of a digit in sight whose centre lies in
+        this cell."""
         log_inside = torch.zeros_like(presence)
         for axis, (size, count) in enumerate(((WIDTH, self.columns), (HEIGHT, self.rows))):
             first, second = 2 * axis, 2 * axis + 1
@@ -319,10 +319,11 @@ class GridNetwork(nn.Module):
         return presence + log_inside - F.softplus(presence + log_outside)
 
 
-def rank(presence: Tensor, edges: Edges) -> Tensor:
-    """Logits of presence -> logits of presence times about the IoU to be expected; where a digit is found, what it has
-    above one half. The IoU: of each side, its length over itself and the errors expected at its two ends."""
-    (left, right, top, bottom), errors = edges.means(), edges.distances(1)
+def rank(presence: Tensor, means: list[Tensor], errors: list[Tensor]) -> Tensor:
+    """Logits of presence, edges' means and the errors to be expected in them -> logits of presence times about the IoU
+    to be expected; where a digit is found, what it has above one half. The IoU: of each side, its length over itself
+    and the errors at its two ends."""
+    left, right, top, bottom = means
     width, height = (right - left).clamp(min=1), (bottom - top).clamp(min=1)
     expected = width / (width + errors[0] + errors[1]) * height / (height + errors[2] + errors[3])
     chance = presence.sigmoid()

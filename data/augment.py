@@ -1,4 +1,4 @@
-"""Shifts training pictures, boxes included, anew in every epoch; never validation or test pictures."""
+"""Moves and stretches training pictures, boxes included, anew in every epoch; never validation or test pictures."""
 
 import torch
 from torch import Tensor
@@ -6,39 +6,58 @@ from torch import Tensor
 from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_picture, find_cell, task_of, to_cells
 
 
-def shift(pictures: Tensor, labels: Tensor, max_shift: int, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Move every picture's content by up to `max_shift` whole pixels in x and y, its digits' boxes with it.
+def move(pictures: Tensor, labels: Tensor, max_shift: int, max_stretch: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Stretch every picture's content, and move it by whole pixels, its digits' boxes with it.
 
-    pictures: (N, 1, 48, 60). labels: (N, 6) or (N, 2, 3, 6). draws: (N, 2) in [0, 1), where between the furthest
-    left (up) and the furthest right (down) that leaves every box inside. The shift is circular: background pixels
-    that leave on one side re-enter on the other. Where two digits would get their centres into one cell, the picture
-    stays as it is. Whole pixels, since interpolation would change the noise. Returns new tensors on the same device.
+    pictures: (N, 1, 48, 60). labels: (N, 6) or (N, 2, 3, 6). max_shift: the most pixels in x and in y. max_stretch:
+    width and height are multiplied, each for itself, by between 1 / (1 + max_stretch) and 1 + max_stretch. draws:
+    (N, 4) in [0, 1), where in their ranges the two shifts and the two stretches lie.
+
+    Every box stays inside: of the shifts only those count that leave it there, and where a stretch would not, there is
+    none. Whole columns and rows are repeated or left out (nearest neighbour, as the pictures were made), since
+    interpolation would change the noise. What leaves on one side re-enters on the other, background as it is. Where two
+    digits would get their centres into one cell, the picture stays as it is. Returns new tensors on the same device.
     """
     task = task_of(labels)
     rows = (cells_to_picture(labels) if task == "det" else labels).reshape(len(labels), -1, 6)  # (N, digits, 6)
-    digit, size = rows[..., :1] > 0, rows.new_tensor((WIDTH, HEIGHT))
+    digit, size = rows[..., 0] > 0, rows.new_tensor((WIDTH, HEIGHT))
     centre, half = rows[..., 1:3] * size, rows[..., 3:5] * size / 2
-    low = torch.where(digit, (centre - half).round(), size).amin(1)  # (N, 2), the picture's leftmost (topmost) edge
-    high = torch.where(digit, (centre + half).round(), 0.0).amax(1)
-    first, last = (-low).clamp(-max_shift, 0), (size - 1 - high).clamp(0, max_shift)  # `high` still holds ink
-    step = (first + (draws.to(size) * (last - first + 1)).floor()).clamp(-max_shift, max_shift)
+    lows, highs = (centre - half).round(), (centre + half).round()  # (N, digits, 2), columns and rows that hold ink
+    factor = (1 + max_stretch) ** (2 * draws[:, 2:].to(rows) - 1)
+    shown, edges = [], []
+    for axis, length in enumerate((WIDTH, HEIGHT)):
+        source = _stretch(lows[..., axis], highs[..., axis], digit, factor[:, axis], length)  # (N, length)
+        low = (source[:, None] < lows[..., axis, None]).sum(-1)  # (N, digits), the first that shows the digit
+        high = (source[:, None] <= highs[..., axis, None]).sum(-1) - 1
+        first = (-torch.where(digit, low, length).amin(1)).clamp(-max_shift, 0)  # (N,), to the picture's edge
+        last = (length - 1 - torch.where(digit, high, 0).amax(1)).clamp(0, max_shift)
+        step = (first + (draws[:, axis].to(rows) * (last - first + 1)).floor()).clamp(-max_shift, max_shift).long()
+        index = (torch.arange(length, device=step.device) - step[:, None]) % length
+        shown.append(source.gather(1, index).long() % length)  # which old column or row each new one shows
+        edges.append((low + step[:, None], high + step[:, None]))
+    (left, right), (top, bottom) = edges
+    box = torch.stack((left + right, top + bottom, 2 * (right - left), 2 * (bottom - top)), -1) / 2
     moved = rows.clone()
-    moved[..., 1:3] = torch.where(digit, rows[..., 1:3] + (step / size)[:, None], rows[..., 1:3])
-    shifted = _roll(pictures, step.long())
+    moved[..., 1:5] = torch.where(digit[..., None], box / size.repeat(2), rows[..., 1:5])
+    number = torch.arange(len(pictures), device=pictures.device)[:, None, None]
+    changed = pictures[number, 0, shown[1][:, :, None], shown[0][:, None]][:, None]
     if task == "det":
         moved, crowded = _to_grid(moved)
         crowded = crowded[:, None, None, None]
-        shifted, moved = (torch.where(crowded, pictures, shifted), torch.where(crowded, labels, moved))
-    return shifted, moved.reshape(labels.shape)
+        changed, moved = (torch.where(crowded, pictures, changed), torch.where(crowded, labels, moved))
+    return changed, moved.reshape(labels.shape)
 
 
-def _roll(pictures: Tensor, step: Tensor) -> Tensor:
-    """Every picture (N, 1, 48, 60) rolled by its own step (N, 2), pixels to the right and down."""
-    x, y = step[:, 0, None], step[:, 1, None]
-    rows = (torch.arange(HEIGHT, device=step.device) - y) % HEIGHT  # (N, 48): where each row comes from
-    columns = (torch.arange(WIDTH, device=step.device) - x) % WIDTH  # (N, 60)
-    number = torch.arange(len(pictures), device=step.device)[:, None, None]
-    return pictures[number, 0, rows[:, :, None], columns[:, None]][:, None]
+def _stretch(low: Tensor, high: Tensor, digit: Tensor, factor: Tensor, length: int) -> Tensor:
+    """Which of so many old columns (rows) each new one shows, (N, length), when they are stretched by factors (N,)
+    about the middle: below 0 and from `length` on those that re-enter. Digits (N, digits) hold ink from `low` to
+    `high`; where one would be cut or seen twice, nothing is stretched."""
+    before = torch.arange(length, device=low.device, dtype=low.dtype)
+    source = ((before + 0.5 - length / 2) / factor[:, None] + length / 2).floor()
+    first, last = source[:, :1], source[:, -1:]
+    whole, once = (first <= low) & (high <= last), (last - length < low) & (high < length + first)
+    fits = (whole & once | ~digit).all(1, keepdim=True)
+    return torch.where(fits, source, before)
 
 
 def _to_grid(rows: Tensor) -> tuple[Tensor, Tensor]:

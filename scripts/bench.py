@@ -104,8 +104,8 @@ def plain_epoch(
     for pictures, labels in loader:
         pictures, labels = pictures.to(device), labels.to(device)
         if settings.max_shift:
-            draws = torch.rand(len(pictures), 2, device=device)
-            pictures, labels = augment.shift(pictures, labels, settings.max_shift, draws)
+            draws = torch.rand(len(pictures), 4, device=device)
+            pictures, labels = augment.move(pictures, labels, settings.max_shift, settings.max_stretch, draws)
         state.optimizer.zero_grad()
         found = model(pictures)
         found, edges = found if isinstance(found, models.Answers) else (found, None)

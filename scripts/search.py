@@ -27,7 +27,7 @@ from data import files  # noqa: E402
 from training import search  # noqa: E402
 
 RESULTS = HOME / "figures" / "search.json"
-PICTURES, EPOCHS, TRIALS = 12_000, 6, 40  # enough to rank recipes, and an hour or so of two cores for each task
+PICTURES, EPOCHS, TRIALS = 12_000, 10, 20  # enough to rank recipes, and an hour or so of two cores for each task
 
 
 def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EPOCHS) -> None:

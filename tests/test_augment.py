@@ -1,4 +1,4 @@
-"""Shifted pictures: content and boxes move together, stay inside, and stay what they are."""
+"""Moved and stretched pictures: content and boxes go together, stay inside, and stay what they are."""
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ def sets(tmp_path_factory):
     return {task: data.load(task, "digits", sizes=(300, 1, 1), folder=folder).train for task in ("loc", "det")}
 
 
-def shifted(pictures, targets, max_shift, seed=0):
-    draws = torch.rand(len(pictures), 2, generator=torch.Generator().manual_seed(seed))
-    return augment.shift(pictures, targets, max_shift, draws)
+def moved_by(pictures, targets, max_shift, max_stretch=0.0, seed=0):
+    draws = torch.rand(len(pictures), 4, generator=torch.Generator().manual_seed(seed))
+    return augment.move(pictures, targets, max_shift, max_stretch, draws)
 
 
 def painted(targets):
@@ -36,22 +36,37 @@ def painted(targets):
 @both_tasks
 def test_content_and_boxes_move_together_and_stay_inside(sets, task, max_shift):
     before = painted(sets[task].labels)
-    pictures, found = shifted(before, sets[task].labels, max_shift)
+    pictures, found = moved_by(before, sets[task].labels, max_shift)
     labels.check_split(pictures, found, task, "shifted")
     assert torch.equal(pictures, painted(found))
     assert torch.equal(pictures.flatten(1).sum(1), before.flatten(1).sum(1))  # nothing is lost
     assert (pictures != before).flatten(1).any(1).sum() > 200  # nearly all move
 
 
+@pytest.mark.parametrize("max_shift", [0, 8])
 @both_tasks
-def test_no_shift_changes_nothing(sets, task):
-    pictures, found = shifted(sets[task].pictures, sets[task].labels, 0)
+def test_content_and_boxes_are_stretched_together(sets, task, max_shift):
+    before, stretch = painted(sets[task].labels), 0.3
+    pictures, found = moved_by(before, sets[task].labels, max_shift, stretch)
+    labels.check_split(pictures, found, task, "stretched")
+    assert torch.equal(pictures, painted(found))  # no digit is cut, and none is seen twice
+    for dim in (2, 1):
+        then, now = ((each[:, 0] > 0).any(dim).sum(1) for each in (before, pictures))  # rows and columns with ink
+        one = sets[task].labels[..., 0].reshape(len(before), -1).sum(1) == 1
+        assert ((now - then).abs() <= stretch * then + 1)[one].all()
+        assert (now > then)[one].sum() > 20
+        assert (now < then)[one].sum() > 20
+
+
+@both_tasks
+def test_nothing_drawn_changes_nothing(sets, task):
+    pictures, found = moved_by(sets[task].pictures, sets[task].labels, 0)
     assert torch.equal(pictures, sets[task].pictures)
     torch.testing.assert_close(found, sets[task].labels, rtol=0, atol=1e-6)
 
 
 def test_digits_change_cells_as_lists_to_grid_has_it(sets):
-    _, found = shifted(sets["det"].pictures, sets["det"].labels, 24)
+    _, found = moved_by(sets["det"].pictures, sets["det"].labels, 24)
     assert (found[..., 0] != sets["det"].labels[..., 0]).any((1, 2)).sum() > 100
     again = labels.lists_to_grid(labels.grid_to_lists(found)).float()
     torch.testing.assert_close(again, found, rtol=0, atol=1e-5)
@@ -64,7 +79,7 @@ def test_two_digits_that_would_share_a_cell_stay_apart(step, moves):
     grid = labels.lists_to_grid(lists).float()
     picture = torch.arange(48 * 60).reshape(1, 1, 48, 60).float() / 2880
     # One of the 17 steps from -8 to 8 in x; of the 15 from -6 to 8, as boxes reach from 6 to 18, that of 0 in y.
-    moved, found = augment.shift(picture, grid, 8, torch.tensor([[(8.5 + step) / 17, 6.5 / 15]]))
+    moved, found = augment.move(picture, grid, 8, 0.0, torch.tensor([[(8.5 + step) / 17, 6.5 / 15, 0.5, 0.5]]))
     if moves:
         assert torch.equal(moved[..., 1:], picture[..., :-1])
         assert found[0, 0, :, 0].tolist() == [1, 1, 0]
@@ -77,7 +92,7 @@ def test_two_digits_that_would_share_a_cell_stay_apart(step, moves):
 def test_every_step_is_drawn_and_background_comes_round():
     empty = torch.tensor([labels.NO_DIGIT]).repeat(2000, 1)
     pictures = torch.arange(48 * 60, dtype=torch.float32).reshape(1, 1, 48, 60).repeat(2000, 1, 1, 1)
-    moved, found = shifted(pictures, empty, 4, seed=3)
+    moved, found = moved_by(pictures, empty, 4, seed=3)
     assert torch.equal(found, empty)
     corner = moved[:, 0, 0, 0].long()  # what was at (-y, -x) has come to (0, 0)
     y, x = (4 - corner // 60) % 48 - 4, (4 - corner % 60) % 60 - 4

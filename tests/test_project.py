@@ -4,7 +4,6 @@ import ast
 import json
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -81,8 +80,8 @@ def test_results_are_complete_and_of_the_published_histories(task, monkeypatch):
     runs = [load_published(network, task) for network in networks]
     for each in runs:
         told = {name: getattr(each, name) for name in ("val", "train", "best_epoch", "pictures", "trained_on")}
-        told["settings"] = asdict(each.settings)
         assert {name: found["networks"][each.name][name] for name in told} == told
+        assert training.Settings(**found["networks"][each.name]["settings"]) == each.settings
         assert each.trained_on.keys() >= {"device", "python", "torch", "torchvision", "numpy"}
     assert found["selected"] == training.select_best(runs).name
     assert set(found["others"]) == set(found["networks"]) - {found["selected"]}

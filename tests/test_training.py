@@ -128,7 +128,15 @@ def test_networks_are_assembled_as_the_settings_say():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("optimizer", "adam"), ("box_loss", "iou"), ("epochs", 0), ("batch_size", 0), ("max_shift", 25), ("warm_up", 0.0)],
+    [
+        ("optimizer", "adam"),
+        ("box_loss", "iou"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("max_shift", 25),
+        ("max_stretch", 1.5),
+        ("warm_up", 0.0),
+    ],
 )
 def test_settings_that_make_no_sense(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*, found {value!r}$"):
@@ -277,7 +285,7 @@ def test_changed_constants_and_defaults_make_another_run(monkeypatch):
     [
         (utils.score, "# the one point at which the device is waited for", ""),
         (utils.score, "Loss and measure over a whole set", "All that is measured"),
-        (augment.shift, "step", "stride"),
+        (augment.move, "crowded", "packed"),
         (utils.combined_loss, "digit", "there"),
         (utils.draw_boxes, "columns", "wide"),
         (plots.plot_history, "figure", "canvas"),

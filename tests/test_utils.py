@@ -427,13 +427,15 @@ def test_map_of_two_digits_and_an_empty_picture_by_hand(presence, height, expect
     assert map_of(outputs, labels) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("snapped", [True, False])  # IoUs of whole-pixel boxes lie on thresholds
 @both_tasks
-def test_map_is_the_same_for_pictures_side_by_side_as_one_by_one(splits, task, monkeypatch):
+def test_map_is_the_same_for_pictures_side_by_side_as_one_by_one(splits, task, snapped, monkeypatch):
     labels = splits[task].train.labels[:40]
     outputs = perfect_outputs(labels)
     rng = torch.Generator().manual_seed(1)
     outputs[:, 0] += torch.randn(outputs[:, 0].shape, generator=rng) * 20
     outputs[:, 1:5] += torch.randn(outputs[:, 1:5].shape, generator=rng) * 0.03
+    outputs = models.PostProcess.finish(outputs) if snapped else outputs
     joined = utils.mean_average_precision(outputs, labels)
     monkeypatch.setattr(utils, "JOINED", 1)
     assert utils.mean_average_precision(outputs, labels).scores == joined.scores

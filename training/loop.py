@@ -179,17 +179,18 @@ def find_and_compare(
 
 
 def draw_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures (B, 1, 48, 60) and labels (B, 6) or (B, 2, 3, 6) of each batch, in an order and with shifts that are
-    drawn from seed and epoch: on the CPU, so that every device gets the same."""
+    """Pictures (B, 1, 48, 60) and labels (B, 6) or (B, 2, 3, 6) of each batch, in an order and with shifts and
+    stretches that are drawn from seed and epoch: on the CPU, so that every device gets the same."""
     device = train.pictures.device
     rng = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
     order = torch.randperm(len(train), generator=rng) if settings.shuffle else torch.arange(len(train))
     order = order.to(device)
-    draws = torch.rand(len(train), 2, generator=rng).to(device) if settings.max_shift else None
+    moves = settings.max_shift or settings.max_stretch
+    draws = torch.rand(len(train), 4, generator=rng).to(device) if moves else None
     for index in order.split(settings.batch_size):
         pictures, labels = train.pictures[index], train.labels[index]
         if draws is not None:
-            pictures, labels = augment.shift(pictures, labels, settings.max_shift, draws[index])
+            pictures, labels = augment.move(pictures, labels, settings.max_shift, settings.max_stretch, draws[index])
         yield pictures, labels
 
 

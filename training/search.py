@@ -41,16 +41,17 @@ def propose_own(network: type[nn.Module], own: Settings) -> Propose:
         width = min(width, widest[depth])
         settings = replace(
             own,
-            learning_rate=trial.suggest_float("learning_rate", 1e-3, 1.6e-2, log=True),
-            weight_decay=trial.suggest_float("weight_decay", 5e-3, 0.5, log=True),
+            learning_rate=trial.suggest_float("learning_rate", 2e-3, 1.2e-2, log=True),
+            weight_decay=trial.suggest_float("weight_decay", 1e-2, 0.5, log=True),
             batch_size=trial.suggest_categorical("batch_size", [32, 64, 128]),
-            warm_up=trial.suggest_float("warm_up", 0.05, 0.5),
-            l1_weight=trial.suggest_float("l1_weight", 0.5, 20, log=True),
-            giou_weight=trial.suggest_float("giou_weight", 0.1, 4, log=True),
-            edge_weight=trial.suggest_float("edge_weight", 0.05, 2, log=True),
-            class_weight=trial.suggest_float("class_weight", 0.25, 4, log=True),
-            label_smoothing=trial.suggest_float("label_smoothing", 0, 0.1),
-            max_shift=trial.suggest_int("max_shift", 0, 16, step=4),
+            warm_up=trial.suggest_float("warm_up", 0.1, 0.4),
+            l1_weight=trial.suggest_float("l1_weight", 1, 10, log=True),
+            giou_weight=trial.suggest_float("giou_weight", 0.3, 3, log=True),
+            edge_weight=trial.suggest_float("edge_weight", 0.2, 2, log=True),
+            class_weight=trial.suggest_float("class_weight", 0.5, 2, log=True),
+            label_smoothing=trial.suggest_float("label_smoothing", 0, 0.15),
+            max_shift=trial.suggest_int("max_shift", 4, 16, step=4),
+            max_stretch=trial.suggest_float("max_stretch", 0, 0.3),
         )
         return type(f"{network.__name__}x{width}x{depth}", (network,), {"width": width, "depth": depth}), settings
 
@@ -59,10 +60,8 @@ def propose_own(network: type[nn.Module], own: Settings) -> Propose:
 
 def by_hand(network: type[nn.Module], own: Settings) -> dict[str, Any]:
     """The parameters that `propose_own` would have to propose for a network and recipe as they are."""
-    names = (
-        "learning_rate weight_decay batch_size warm_up l1_weight giou_weight edge_weight class_weight label_smoothing"
-    )
-    recipe = {name: getattr(own, name) for name in (*names.split(), "max_shift")}
+    names = "learning_rate weight_decay batch_size warm_up l1_weight giou_weight edge_weight class_weight"
+    recipe = {name: getattr(own, name) for name in (*names.split(), "label_smoothing", "max_shift", "max_stretch")}
     return {"depth": network.depth, "width": network.width, **recipe}
 
 

@@ -80,7 +80,10 @@ def plan_seeds(task: str) -> list[Trial]:
 def plan_ingredients(task: str) -> list[Trial]:
     """Our network and recipe, and the same with one ingredient left out or replaced."""
     network, recipe = models.NETWORKS[task][-1], replace(OWN, epochs=EPOCHS)
-    narrow = type(f"{network.__name__}64", (network,), {"width": 64, "__module__": __name__})
+    narrow, shallow = (
+        type(network.__name__ + name, (network,), {name.lower(): value, "__module__": __name__})
+        for name, value in (("Width", network.width // 2), ("Depth", network.depth - 1))
+    )
     without = {
         "SGD, as the reference's, for AdamW": {"optimizer": "sgd", "learning_rate": REFERENCE.learning_rate},
         "no weight decay": {"weight_decay": 0.0},
@@ -88,9 +91,12 @@ def plan_ingredients(task: str) -> list[Trial]:
         "squared errors for L1 and GIoU": {"box_loss": "mse"},
         "no cross-entropy of edges": {"edge_weight": 0.0},
         "no shifted pictures": {"max_shift": 0},
+        "no stretched pictures": {"max_stretch": 0.0},
+        "no smoothed classes": {"label_smoothing": 0.0},
     }
     trials = [("the whole recipe", network, {}), *((name, network, fields) for name, fields in without.items())]
-    trials.append(("64 channels for 96", narrow, {}))
+    trials += [(f"{narrow.width} channels for {network.width}", narrow, {})]
+    trials += [(f"{shallow.depth} convolutions at each size for {network.depth}", shallow, {})]
     if network is models.CompactNet2:
         trials.append(("presence wherever the centre lies", Unclaimed, {}))
     return [Trial(name, each, replace(recipe, **fields), SEEDS, PICTURES) for name, each, fields in trials]
