@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training import results, tables
+from training import results, study_tables, tables
 from training.reference import published_curves
 
 SCORES = {"accuracy": 0.9, "digit_accuracy": 0.88, "iou": 0.8, "iou_all": 0.75, "mean": 0.85}
@@ -133,26 +133,39 @@ def row(name, network, mean, missed=3):
 def test_tables_of_studies_give_means_ranges_and_changes():
     whole = [row("the whole recipe", "Net", mean) for mean in (0.875, 0.9375)]
     rows = [*whole, row("no shifts", "Net", 0.5, missed=7)]
-    text = tables.ingredients_table(rows)
+    text = study_tables.ingredients_table(rows)
     assert "| the whole recipe | 2 | 0.9000 | 0.8800 | 0.8000 | 0.9062 | 0.8750 to 0.9375 |  | 3 | 1 | 0.7500 |" in text
     assert "| no shifts | 1 | 0.9000 | 0.8800 | 0.8000 | 0.5000 |  | -0.4062 | 7 | 1 | 0.7500 |" in text
     for part in ("recipe | 0.7500 | 0.5000 | 0.2500 |", "suppression | 0.6250 | 0.3750 | 0.1250 |", "alone | 0.6875 |"):
-        assert part in tables.ranking_table(rows)
+        assert part in study_tables.ranking_table(rows)
     rows = [row("the reference's recipe", "Net", 0.5), row("ours", "Net", 0.75), row("ours", "Half", 0.75)]
-    assert tables.recipes_table(rows).splitlines()[2:] == ["| Net | 1 | 0.5000 |  | 0.7500 |  | +0.2500 |"]
+    assert study_tables.recipes_table(rows).splitlines()[2:] == ["| Net | 1 | 0.5000 |  | 0.7500 |  | +0.2500 |"]
 
 
 def test_tables_of_training_again_and_longer_set_epochs_beside_each_other():
     published = published_curves("FloNet")
     best = max(published["val_mean"])
     epoch = published["val_mean"].index(best)
-    text = tables.reproduction_table([row("FloNet", "FloNet", 0.7)], {"FloNet": {"val": {"mean": 0.8}}})
+    text = study_tables.reproduction_table([row("FloNet", "FloNet", 0.7)], {"FloNet": {"val": {"mean": 0.8}}})
     theirs = f"| FloNet | {best:.4f} | {epoch + 1} | {published['train_mean'][epoch]:.4f}"
     assert text.splitlines()[2] == f"{theirs} | 0.7500 | 2 | 0.6250 | 0.7000 | 0.8000 |"
-    assert tables.longer_table([row("FloNet", "FloNet", 0.75)], (1, 3, 9)).splitlines()[2:] == [
+    assert study_tables.longer_table([row("FloNet", "FloNet", 0.75)], (1, 3, 9)).splitlines()[2:] == [
         "| FloNet | 0.2500 | 0.7500 |  | 2 of 3 |"
     ]
-    assert "| six | 4 | 3 | 0.9000 | 0.8000 | 0.7000 |" in tables.failure_table([row("six", "FloNet2", 0.7)])
+    assert "| six | 4 | 3 | 0.9000 | 0.8000 | 0.7000 |" in study_tables.failure_table([row("six", "FloNet2", 0.7)])
+
+
+def test_the_table_of_a_search_sets_the_best_trials_beside_the_recipe_by_hand():
+    means = (0.75, None, 0.5, 0.875)
+    trials = [{"mean": mean, "params": {"depth": n, "learning_rate": 0.004}} for n, mean in enumerate(means)]
+    said, _, *lines = study_tables.search_table({"pictures": 1200, "epochs": 4, "trials": trials}, 1).splitlines()
+    assert said == "*4 trials of 4 epochs on 1,200 training pictures, 1 of them ended early because they fell behind*"
+    assert lines[0] == "|  | by hand | no. 1 of the search |"
+    assert lines[2:] == [
+        "| validation mean | 0.7500 | 0.8750 |",
+        "| depth | 0 | 3 |",
+        "| learning rate | 0.004 | 0.004 |",
+    ]
 
 
 def test_scores_are_printed_with_their_names(found, capsys):

@@ -20,6 +20,7 @@ from training.settings import (
     describe,
     runs_folder,
 )
+from training.study_tables import study_table
 from training.tables import (
     compare_runs,
     fit_table,
@@ -27,6 +28,5 @@ from training.tables import (
     markdown_table,
     print_scores,
     results_table,
-    study_table,
 )
 from training.weights import load_weights, save_weights

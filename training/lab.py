@@ -13,6 +13,7 @@ import data
 import models
 import utils
 from data import checks
+from data.labels import CLASSES
 from training.baselines import BrightPatches, trivial_outputs, visible_outputs
 from training.errors import bootstrap, border_rows, edge_errors, edge_rows
 from training.loop import overfit
@@ -163,6 +164,10 @@ class Lab:
             "unsnapped": self.test_unsnapped(best),
             "others": {test.name: test.scores for test in tests[1:]},
             **self._errors(chosen.outputs),
+            "classes": {
+                name: utils.per_class(utils.match(test.outputs, self.splits.test.labels), CLASSES[self.task])
+                for name, test in {chosen.name: chosen, **baselines}.items()
+            },
             "baselines": {name: test.scores for name, test in baselines.items()},
         }
 

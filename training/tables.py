@@ -1,11 +1,10 @@
-"""The tables that notebooks, README and report show, in Markdown."""
+"""The tables of a task's results, in Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import models
-from training.reference import published_curves
-from training.results import BASELINES, PUBLISHED, loss_ends, published_results, published_studies
+from training.results import BASELINES, PUBLISHED, loss_ends
 from training.runs import Run
 
 
@@ -110,147 +109,6 @@ def fit_table(runs: Sequence[Run], fits: dict[str, dict[str, float]]) -> str:
     )
     header += ("lowest validation loss in epoch", "training loss since then", "validation loss since then")
     return markdown_table(header, rows)
-
-
-# ---------------------------------------------------------------------------------------------- studies
-
-
-def study_table(task: str, name: str) -> str:
-    """The table of a published study, see `training/study.py`, with its size; a note where it has not been made."""
-    rows = published_studies(task).get("ingredients" if name == "ranking" else name)
-    if not rows:
-        return f"*This study has not been made yet: `python scripts/study.py {name} --task {task}`.*"
-    said = f"*{rows[0]['pictures']:,} training pictures, {rows[0]['epochs']} epochs, scores on validation pictures*"
-    if name == "reproduction":
-        return f"{said}\n\n{reproduction_table(rows, published_results(task)['networks'])}"
-    return f"{said}\n\n{STUDIES[name](rows)}"
-
-
-def by_name(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a study by their name, a row per seed, in the order in which the names come first."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["name"], []).append(row)
-    return groups
-
-
-def mean_of(rows: Sequence[dict[str, Any]], name: str, part: str = "val") -> float:
-    """The mean of a score over several rows."""
-    return sum(row[part][name] for row in rows) / len(rows)
-
-
-def spread(rows: Sequence[dict[str, Any]]) -> str:
-    """The range of the validation means of several rows."""
-    means = [row["val"]["mean"] for row in rows]
-    return f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else ""
-
-
-def ingredients_table(rows: Sequence[dict[str, Any]]) -> str:
-    """What each ingredient brings, as a Markdown table: scores on validation pictures, means over the seeds; the first
-    of the rows is the whole recipe."""
-    groups, lines = by_name(rows), []
-    whole = mean_of(next(iter(groups.values())), "mean")
-    for name, mine in groups.items():
-        scores = [mean_of(mine, each) for each in ("accuracy", "digit_accuracy", "iou", "mean")]
-        counts = [f"{mean_of(mine, each, 'examined'):.0f}" for each in ("missed", "false alarm")]
-        line = (name, len(mine), *scores, spread(mine), f"{scores[-1] - whole:+.4f}" if lines else "", *counts)
-        maps = [row["examined"]["map"]["map"] for row in mine if "map" in row["examined"]]
-        lines.append(line + ((sum(maps) / len(maps),) if maps else ()))
-    header = ("recipe", "seeds", "accuracy", "over digits", "IoU", "mean", "over the seeds", "change", "missed")
-    header += ("false alarms", "mAP")
-    return markdown_table(header[: len(lines[0])], lines)
-
-
-def ranking_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Detection: the boxes that cells give, kept as they are, after non-maximum suppression, and ranked without the IoU
-    that is expected, as a Markdown table: average precision on validation pictures, means over the seeds."""
-    ways = {"map": "", "map, NMS": ", non-maximum suppression", "map, unranked": ", ranked by presence alone"}
-    names, lines = ("map", "map50", "map75"), []
-    groups = by_name(rows)
-    for name in (next(iter(groups)), "presence wherever the centre lies"):
-        for way, said in ways.items() if name in groups else ():
-            values = [[row["examined"][way][each] for each in names] for row in groups[name]]
-            lines.append((name + said, *(sum(column) / len(column) for column in zip(*values, strict=True))))
-    return markdown_table(("boxes", "mAP@[.50:.95]", "mAP@.50", "mAP@.75"), lines)
-
-
-def recipes_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Every network with either recipe, as a Markdown table of validation means: what the recipe brings along a row,
-    what the network brings down a column."""
-    lines = []
-    for network in dict.fromkeys(row["network"] for row in rows):
-        groups = by_name([row for row in rows if row["network"] == network])
-        if len(groups) == 2:
-            old, new = groups.values()
-            means = mean_of(old, "mean"), mean_of(new, "mean")
-            lines.append(
-                (network, len(new), means[0], spread(old), means[1], spread(new), f"{means[1] - means[0]:+.4f}")
-            )
-    header = (
-        "network",
-        "seeds",
-        "the reference's recipe",
-        "over the seeds",
-        "our recipe",
-        "over the seeds",
-        "difference",
-    )
-    return markdown_table(header, lines)
-
-
-def reproduction_table(rows: Sequence[dict[str, Any]], shuffled: dict[str, Any]) -> str:
-    """The reference's networks as published and as trained here, as a Markdown table of validation means. By the
-    reference's own measure: published, and here; by ours: as it trained them, and with shuffled pictures.
-
-    shuffled: what results.json holds of the task's networks.
-    """
-    lines = []
-    for row in rows:
-        curves, published = row["curves"], published_curves(row["network"])
-        line = [row["network"]]
-        for val, train in (
-            (published["val_mean"], published["train_mean"]),
-            (curves["val_reference_mean"], curves["train_reference_mean"]),
-        ):
-            best = max(val)
-            line += [best, str(val.index(best) + 1), train[val.index(best)]]
-        here = shuffled.get(row["network"])
-        lines.append((*line, row["val"]["mean"], here["val"]["mean"] if here else ""))
-    header = ("network", "published: best", "epoch", "training", "here: best", "epoch", "training")
-    return markdown_table((*header, "our measure", "our measure, shuffled"), lines)
-
-
-def longer_table(rows: Sequence[dict[str, Any]], marks: Sequence[int] = (60, 100, 200)) -> str:
-    """Training on: the best validation mean within so many epochs, as a Markdown table."""
-    lines = []
-    for row in rows:
-        means = row["curves"]["val_mean"]
-        best = [max(means[:mark]) if mark <= len(means) else "" for mark in marks]
-        lines.append((row["network"], *best, f"{means.index(max(means)) + 1} of {len(means)}"))
-    return markdown_table(("network", *(f"best within {mark} epochs" for mark in marks), "best epoch"), lines)
-
-
-def failure_table(rows: Sequence[dict[str, Any]]) -> str:
-    """FloNet2 in several ways, as a Markdown table of validation scores."""
-    lines = [
-        (
-            row["name"],
-            row["epochs"],
-            str(row["best_epoch"]),
-            *(row["val"][each] for each in ("accuracy", "iou", "mean")),
-        )
-        for row in rows
-    ]
-    return markdown_table(("FloNet2", "epochs", "best epoch", "accuracy", "IoU", "mean"), lines)
-
-
-STUDIES = {
-    "ingredients": ingredients_table,
-    "ranking": ranking_table,
-    "recipes": recipes_table,
-    "longer": longer_table,
-    "failure": failure_table,
-}
 
 
 def print_scores(run: Run, test: dict[str, float]) -> None:
