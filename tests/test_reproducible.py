@@ -19,7 +19,8 @@ found, networks = [], {"loc": (models.SimpleNet, models.CompactNet), "det": (mod
 for task in networks:
     splits = data.load(task, "digits", sizes=(256, 128, 64), folder=pathlib.Path(sys.argv[3]), log=lambda text: None)
     normal = utils.Normalizer.fit(splits.train.pictures)
-    pairs = zip(networks[task], (training.REFERENCE, training.OWN))
+    # Slowly: AdamW's first steps are as long as the rate whatever the gradient, so that last bits decide signs.
+    pairs = zip(networks[task], (training.REFERENCE, dataclasses.replace(training.OWN, learning_rate=2e-4)))
     for (network, recipe), precision in itertools.product(pairs, ("float32", "bfloat16")):
         settings = dataclasses.replace(recipe, epochs=1, precision=precision)
         state = training.build(network, settings, torch.device(sys.argv[2]), len(splits.train))
@@ -43,7 +44,7 @@ def test_one_thread_agrees_with_two_and_with_a_gpu(tmp_path, device):
         pytest.skip("there is no GPU")
     for (about, history), (same, other) in zip(train(1, "cpu", tmp_path), train(2, device, tmp_path), strict=True):
         assert about == same  # normalization, data and code, whatever the hashes of this process
-        near = {"float32": 0.1, "bfloat16": 0.15}[about["settings"]["precision"]]
+        near = {"float32": 0.005, "bfloat16": 0.02}[about["settings"]["precision"]]
         for name, values in other.items():
             tolerance = {"rel": near} if "loss" in name or name == "learning_rate" else {"abs": near}
             assert history[name] == pytest.approx(values, **tolerance), name
