@@ -105,6 +105,10 @@ def test_trials_are_runs_and_those_that_lag_behind_end_early(sets, tmp_path, mon
     assert max(asked) == SHORT.epochs - 1  # a finished trial is never thrown away
     found = search.export(study)
     assert [len(row["epochs"]) for row in found["trials"]][2] == 2
+    first = found["trials"][0]["epochs"]
+    for row in found["trials"]:
+        assert row["ahead"] == row["epochs"][-1] - first[len(row["epochs"]) - 1]
+    assert found["importance"] == {"learning_rate": 1.0}
     complete = [row for row in found["trials"] if row["mean"] is not None]
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == len(complete)
     for row in complete:

@@ -99,26 +99,20 @@ def plot_longer(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def plot_search(found: dict[str, Any]) -> Figure:
-    """A search as search.json holds it: the best mean trial by trial, how much each parameter matters, and the trials
-    over the two that matter most."""
-    means = [
-        trial["mean"] if trial["mean"] is not None else max(trial["epochs"], default=np.nan)
-        for trial in found["trials"]
-    ]
+    """A search as search.json holds it: how far each trial was ahead of the recipe by hand, after as many epochs; how
+    much each parameter matters for that; and the trials over the two that matter most."""
+    ahead = np.array([np.nan if trial["ahead"] is None else trial["ahead"] for trial in found["trials"]])
     whole = np.array([trial["mean"] is not None for trial in found["trials"]])
-    means, order = np.array(means), np.arange(1, len(whole) + 1)
+    order = np.arange(1, len(whole) + 1)
     figure, axes = plt.subplots(1, 4, figsize=(PAGE, 4), width_ratios=(1.2, 1, 1, 1))
-    axes[0].plot(order, np.fmax.accumulate(np.where(whole, means, np.nan)), color="black", label="best so far")
+    axes[0].plot(order, np.fmax.accumulate(np.where(whole, ahead, np.nan)), color="black", label="best so far")
     matter = sorted(found["importance"].items(), key=lambda pair: pair[1])
     names = [name for name, _ in reversed(matter)][:2]
     slices = [[trial["params"].get(name, np.nan) for trial in found["trials"]] for name in names]
     for axis, across in zip((axes[0], *axes[2:]), (order, *slices)):
-        axis.scatter(np.array(across)[whole], means[whole], color="tab:blue", label="trained to the end")
-        axis.scatter(
-            np.array(across)[~whole], means[~whole], color="tab:blue", alpha=0.25, marker="x", label="ended early"
-        )
-        axis.set_ylim(np.nanquantile(means[whole], 0.1) - 0.02, np.nanmax(means) + 0.004)
-    axes[0].set(xlabel="trial", ylabel="validation mean")
+        axis.scatter(np.array(across)[whole], ahead[whole], color="tab:blue", label="trained to the end")
+        axis.scatter(np.array(across)[~whole], ahead[~whole], color="tab:orange", marker="x", label="ended early")
+    axes[0].set(xlabel="trial", ylabel="ahead of the recipe by hand")
     axes[0].legend(frameon=False, loc="lower right")
     axes[1].barh([name.replace("_", " ") for name, _ in matter], [share for _, share in matter], color="tab:grey")
     axes[1].set(title="importance")
