@@ -20,7 +20,7 @@ from training.settings import (
     describe,
     runs_folder,
 )
-from training.study_tables import study_table
+from training.study_tables import search_table, study_table
 from training.tables import (
     compare_runs,
     fit_table,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import NullLocator
 
 import models
 import utils
@@ -104,7 +105,7 @@ def plot_search(found: dict[str, Any]) -> Figure:
     ahead = np.array([np.nan if trial["ahead"] is None else trial["ahead"] for trial in found["trials"]])
     whole = np.array([trial["mean"] is not None for trial in found["trials"]])
     order = np.arange(1, len(whole) + 1)
-    figure, axes = plt.subplots(1, 4, figsize=(PAGE, 4), width_ratios=(1.2, 1, 1, 1))
+    figure, axes = plt.subplots(1, 4, figsize=(PAGE, 4.6), width_ratios=(1.2, 1, 1, 1))
     axes[0].plot(order, np.fmax.accumulate(np.where(whole, ahead, np.nan)), color="black", label="best so far")
     matter = sorted(found["importance"].items(), key=lambda pair: pair[1])
     names = [name for name, _ in reversed(matter)][:2]
@@ -113,14 +114,17 @@ def plot_search(found: dict[str, Any]) -> Figure:
         axis.scatter(np.array(across)[whole], ahead[whole], color="tab:blue", label="trained to the end")
         axis.scatter(np.array(across)[~whole], ahead[~whole], color="tab:orange", marker="x", label="ended early")
     axes[0].set(xlabel="trial", ylabel="ahead of the recipe by hand")
-    axes[0].legend(frameon=False, loc="lower right")
     axes[1].barh([name.replace("_", " ") for name, _ in matter], [share for _, share in matter], color="tab:grey")
     axes[1].set(title="importance")
     for axis, name, values in zip(axes[2:], names, slices):
-        axis.set(
-            xlabel=name.replace("_", " "),
-            xscale="log" if max(values) > 8 * max(min(values), 1e-9) and min(values) > 0 else "linear",
-        )
+        axis.set_xlabel(name.replace("_", " "))
+        low, high = min(values), max(values)
+        if low > 0 and high > 8 * low:
+            axis.set_xscale("log")
+            axis.set_xticks([low, (low * high) ** 0.5, high])
+            axis.xaxis.set_major_formatter("{x:.2g}")
+            axis.xaxis.set_minor_locator(NullLocator())
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("The search for hyperparameters")
     return figure
 

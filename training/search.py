@@ -29,16 +29,16 @@ from utils import Normalizer
 
 BEAT = 30  # seconds between two signs of life of a worker
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+WIDEST = {2: 96, 3: 80, 4: 64}  # channels by depth, within 1.5 million parameters
 Propose = Callable[[optuna.Trial], tuple[type[nn.Module], Settings]]
 
 
 def propose_own(network: type[nn.Module], own: Settings) -> Propose:
     """What the search varies of a `GridNetwork` and its recipe, within 1.5 million parameters."""
-    widest = {2: 96, 3: 80, 4: 64}  # by depth
 
     def propose(trial: optuna.Trial) -> tuple[type[nn.Module], Settings]:
         depth, width = trial.suggest_int("depth", 2, 4), trial.suggest_int("width", 48, 96, step=16)
-        width = min(width, widest[depth])
+        width = min(width, WIDEST[depth])
         settings = replace(
             own,
             learning_rate=trial.suggest_float("learning_rate", 2e-3, 1.2e-2, log=True),
@@ -178,13 +178,18 @@ def export(study: optuna.Study) -> dict[str, Any]:
         beside = by_hand.intermediate_values.get(len(epochs) - 1)
         rows.append(
             {
-                "params": trial.params,
+                "params": _as_built(trial.params),
                 "epochs": epochs,
                 "mean": trial.value if trial.state == TrialState.COMPLETE else None,
                 "ahead": None if beside is None else epochs[-1] - beside,
             }
         )
     return {"trials": rows, "importance": weigh(trials, [row["ahead"] for row in rows])}
+
+
+def _as_built(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with the width that a network of that depth was given."""
+    return params | {"width": min(params["width"], WIDEST[params["depth"]])} if "width" in params else params
 
 
 def weigh(trials: Sequence[optuna.trial.FrozenTrial], values: Sequence[float | None]) -> dict[str, float]:
