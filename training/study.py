@@ -19,7 +19,8 @@ from training.runs import Run, fit
 from training.settings import OWN, REFERENCE, Settings
 
 SEEDS = (42, 43, 44)
-PICTURES, EPOCHS = 12_000, 8  # of comparisons of which every row is trained from all seeds
+# Of comparisons of which every row is trained from all seeds: few pictures, seen often enough to be learnt by heart.
+PICTURES, EPOCHS = 6_000, 20
 LONGER = {"SkreNet": 100, "FloNet": 200, "SimpleNet": 200, "SkreNet2": 200, "SimpleNet2": 200}  # epochs
 SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
 ALONE = 20  # epochs of FloNet2, in which it has failed or not
