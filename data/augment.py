@@ -22,9 +22,10 @@ def move(pictures: Tensor, labels: Tensor, max_shift: int, max_stretch: float, d
     rows = (cells_to_picture(labels) if task == "det" else labels).reshape(len(labels), -1, 6)  # (N, digits, 6)
     digit, size = rows[..., 0] > 0, rows.new_tensor((WIDTH, HEIGHT))
     centre, half = rows[..., 1:3] * size, rows[..., 3:5] * size / 2
-    lows, highs = (centre - half).round(), (centre + half).round()  # (N, digits, 2), columns and rows that hold ink
+    corners = centre - half, centre + half  # (N, digits, 2)
+    lows, highs = (each.round() for each in corners)  # columns and rows that hold ink
     factor = (1 + max_stretch) ** (2 * draws[:, 2:].to(rows) - 1)
-    shown, edges = [], []
+    shown, ways = [], []
     for axis, length in enumerate((WIDTH, HEIGHT)):
         source = _stretch(lows[..., axis], highs[..., axis], digit, factor[:, axis], length)  # (N, length)
         low = (source[:, None] < lows[..., axis, None]).sum(-1)  # (N, digits), the first that shows the digit
@@ -34,11 +35,11 @@ def move(pictures: Tensor, labels: Tensor, max_shift: int, max_stretch: float, d
         step = (first + (draws[:, axis].to(rows) * (last - first + 1)).floor()).clamp(-max_shift, max_shift).long()
         index = (torch.arange(length, device=step.device) - step[:, None]) % length
         shown.append(source.gather(1, index).long() % length)  # which old column or row each new one shows
-        edges.append((low + step[:, None], high + step[:, None]))
-    (left, right), (top, bottom) = edges
-    box = torch.stack((left + right, top + bottom, 2 * (right - left), 2 * (bottom - top)), -1) / 2
+        ways.append((low + step[:, None] - lows[..., axis], high + step[:, None] - highs[..., axis]))  # of each edge
+    low, high = (corner + torch.stack(way, -1) for corner, way in zip(corners, zip(*ways)))
+    box = torch.cat(((low + high) / 2, high - low), -1) / size.repeat(2)
     moved = rows.clone()
-    moved[..., 1:5] = torch.where(digit[..., None], box / size.repeat(2), rows[..., 1:5])
+    moved[..., 1:5] = torch.where(digit[..., None], box, rows[..., 1:5])
     number = torch.arange(len(pictures), device=pictures.device)[:, None, None]
     changed = pictures[number, 0, shown[1][:, :, None], shown[0][:, None]][:, None]
     if task == "det":
