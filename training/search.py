@@ -169,9 +169,8 @@ def export(study: optuna.Study) -> dict[str, Any]:
     first is the recipe by hand; measured from it, trials that were ended early say something as well.
     """
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state in FINISHED]
-    by_hand = next(
-        trial for trial in trials if trial.params == study.trials[0].params
-    )  # it may have been taken up again
+    # The first may have been taken up again under another number, or be another worker's still.
+    by_hand = next((trial for trial in trials if trial.params == study.trials[0].params), trials[0])
     trials = [by_hand, *(trial for trial in trials if trial is not by_hand)]
     rows = []
     for trial in trials:

@@ -110,7 +110,7 @@ def describe(settings: Settings) -> str:
         "edges snapped to whole pixels": settings.snap_to_pixels,
         f"pictures shifted by up to {settings.max_shift} pixels": settings.max_shift,
         f"stretched by up to {settings.max_stretch:.0%}": settings.max_stretch,
-        f"labels of classes smoothed by {settings.label_smoothing:g}": settings.label_smoothing,
+        f"class labels smoothed by {settings.label_smoothing:g}": settings.label_smoothing,
     }
     return "\n".join([line, *filter(None, [", ".join(name for name, there in added.items() if there)])])
 

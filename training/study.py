@@ -93,7 +93,7 @@ def plan_ingredients(task: str) -> list[Trial]:
         "no cross-entropy of edges": {"edge_weight": 0.0},
         "no shifted pictures": {"max_shift": 0},
         "no stretched pictures": {"max_stretch": 0.0},
-        "no smoothed classes": {"label_smoothing": 0.0},
+        "no smoothed class labels": {"label_smoothing": 0.0},
     }
     trials = [("the whole recipe", network, {}), *((name, network, fields) for name, fields in without.items())]
     trials += [(f"{narrow.width} channels for {network.width}", narrow, {})]
