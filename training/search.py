@@ -194,12 +194,12 @@ def _as_built(params: dict[str, Any]) -> dict[str, Any]:
 
 def weigh(trials: Sequence[optuna.trial.FrozenTrial], values: Sequence[float | None]) -> dict[str, float]:
     """How much each parameter matters for the values of trials, shares of 1 (functional analysis of variance, Hutter
-    et al., 2014); nothing where no two values differ."""
+    et al., 2014); 0 where no two values differ."""
     study = optuna.create_study()  # in memory: Optuna itself leaves out all trials that were ended early
     for trial, value in zip(trials, values, strict=True):
         if value is not None:
             study.add_trial(optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value))
     if len({trial.value for trial in study.trials}) < 2:
-        return {}
+        return dict.fromkeys(trials[0].params, 0.0)
     found = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
     return {name: float(value) for name, value in found.items()}

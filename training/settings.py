@@ -150,7 +150,7 @@ PROFILES = {
         ),
         Profile(
             "long",
-            "the same, but for FloNet2, which gets a third of the pictures: a night of two cores",
+            "all pictures but for FloNet2, 60 epochs, ours 40: for a CPU with a night",
             FULL,
             REFERENCE,
             OWN,
