@@ -101,11 +101,11 @@ def fit(
 ) -> Run:
     """Train a network, or continue or load the run that did; only one with the same settings, data and code counts.
 
-    While it is trained, the run's folder holds a checkpoint of at most SAVED_EVERY seconds ago, complete in itself,
-    and the one before. Killed at any moment, the next call continues after the checkpoint's epoch, or the one
-    before's where it has been damaged, and ends with the same history and weights, bit for bit on the same machine's
-    CPU. A finished run keeps its history and the weights of its best epoch, and what going on takes where the learning
-    rate is constant: then a run of more epochs begins where one of fewer has ended.
+    While it is trained, the run's folder holds a checkpoint of the last epoch, or where epochs are short of one at most
+    SAVED_EVERY seconds ago, complete in itself, and the one before. Killed at any moment, the next call continues after
+    the checkpoint's epoch, or the one before's where it has been damaged, and ends with the same history and weights,
+    bit for bit on the same machine's CPU. A finished run keeps its history and the weights of its best epoch, and what
+    going on takes where the learning rate is constant: then a run of more epochs begins where one of fewer has ended.
 
     Two processes never train one run at once. The second waits for RELEASED_WITHIN seconds and then raises RunInUse:
     a notebook that waited longer would look as if it hung, perhaps for a kernel that was forgotten. Where there are
