@@ -343,8 +343,9 @@ def test_what_a_lab_has_saved_a_published_lab_reads(sets, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUNS_DIR", "kept")
     monkeypatch.setattr(data, "load", lambda task, sizes: sets[task][0])
-    profile = replace(training.PROFILES["smoke"], submission=True, settings=SHORT, own=replace(RICH, epochs=1))
-    networks, profile = [Tiny, models.CompactNet], replace(profile, caps={"Tiny": 24})
+    profile = replace(training.PROFILES["smoke"], submission=True, settings=SHORT, own=RICH)
+    profile = replace(profile, caps={"Tiny": 24}, epochs={"CompactNet": 1})
+    networks = [Tiny, models.CompactNet]
     for device in ("a CPU", "a telephone"):  # which loads what the CPU has trained
         monkeypatch.setattr(runs, "provenance", lambda device=device: {"device": device})
         lab = training.Lab("loc", profile)

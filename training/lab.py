@@ -53,7 +53,8 @@ class Lab:
 
     def settings_for(self, network: type[nn.Module]) -> Settings:
         """The recipe that the profile has for a network: the reference's for its own, ours for ours."""
-        return self.profile.own if issubclass(network, models.GridNetwork) else self.profile.settings
+        settings = self.profile.own if issubclass(network, models.GridNetwork) else self.profile.settings
+        return replace(settings, epochs=self.profile.epochs.get(network.__name__, settings.epochs))
 
     def overfit(self, network: type[nn.Module], pictures: int, steps: int) -> list[float]:
         """Sanity check: the losses of learning the first few training pictures by heart, see `loop.overfit`."""

@@ -126,9 +126,10 @@ class Profile:
     own: Settings  # for this project's
     trains: bool = True  # or reads what was published
     submission: bool = False  # its figures, histories and weights are the submission's
-    # At most so many training pictures for a network that would take hours of a CPU: FloNet2 works with up to 100
-    # channels at full size, fifty times the arithmetic of SimpleNet2.
+    # At most so many training pictures, or epochs, for a network that would take hours of a CPU: FloNet2 works with up
+    # to 100 channels at full size, fifty times the arithmetic of SimpleNet2.
     caps: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
 
     def outcome_folder(self, name: str) -> Path:
         """Where "figures", "histories" or "weights" go: to the folder of that name for the submission's own, else to
@@ -150,12 +151,12 @@ PROFILES = {
         ),
         Profile(
             "long",
-            "all pictures but for FloNet2, 60 epochs, ours 40: for a CPU with a night",
+            "all pictures, 60 epochs, ours 40, FloNet2 12: for a CPU with a night",
             FULL,
             REFERENCE,
             OWN,
             submission=True,
-            caps={"FloNet2": 9_000},
+            epochs={"FloNet2": 12},
         ),
         # Momentum and small batches, because so few steps of plain SGD leave the networks where they started.
         Profile(
