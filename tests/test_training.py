@@ -190,13 +190,29 @@ def test_one_batch_can_be_learnt_by_heart(sets, network):
     assert losses[-1] < losses[0] / 2
 
 
-def test_a_network_that_breaks_stops_the_run_and_the_last_checkpoint_stays(sets, undisturbed, tmp_path):
-    hooks = call_in(3, 2, lambda state: state.model.layers[2].bias.data.fill_(math.nan))
-    with pytest.raises(NonFiniteLoss, match=r"^epoch 3, step 3: .*: total nan, pc nan, box nan, category nan$"):
-        fit(sets, tmp_path, hooks=hooks)
-    run = fit(sets, tmp_path)
-    assert run.status == "continued after epoch 2"
-    assert_same_run(run, undisturbed["loc", SHORT])
+def spoil(epoch):
+    """Hooks that make a network's weights NaN in an epoch."""
+    return call_in(epoch, 2, lambda state: state.model.layers[2].bias.data.fill_(math.nan))
+
+
+def test_a_network_that_diverges_in_its_first_epoch_stops_the_run(sets, tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"^epoch 1, step 3: .*: total nan, pc nan, box nan, category nan$"):
+        fit(sets, tmp_path, hooks=spoil(1))
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("every", [0.0, 30.0])  # seconds between checkpoints
+def test_a_run_that_diverges_is_finished_with_the_epochs_before(sets, undisturbed, tmp_path, monkeypatch, every):
+    monkeypatch.setattr(runs, "SAVED_EVERY", every)
+    run, whole = fit(sets, tmp_path, hooks=spoil(3)), undisturbed["loc", SHORT]
+    assert (run.status, run.diverged, whole.diverged) == ("trained", True, False)
+    assert run.history["val_loss"] == whole.history["val_loss"][:2]
+    assert all(torch.isfinite(weight).all() for weight in run.load().state_dict().values())
+    loaded = fit(sets, tmp_path, hooks=NEVER)  # the same steps would lead there again
+    assert (loaded.status, loaded.diverged, loaded.history) == ("loaded", True, run.history)
+    assert [path.name for path in tmp_path.rglob("*.pt")] == ["checkpoint.pt"]
+    longer = fit(sets, tmp_path, settings=replace(SHORT, epochs=SHORT.epochs + 1))
+    assert (longer.status, longer.diverged) == ("trained", False)  # not from where the other had diverged
 
 
 def test_weights_and_scores_that_are_not_finite_are_never_saved(sets, tmp_path, monkeypatch):

@@ -66,9 +66,11 @@ class Lab:
         runs = []
         for network in networks:
             run = self._run(network)
+            epochs = len(run.history["seconds"])
+            diverged = f", diverged in epoch {epochs + 1} of {run.settings.epochs}" if run.diverged else ""
             print(
-                f"{run.name}: {run.status}, {run.pictures:,} pictures, best epoch {run.best_epoch} of "
-                f"{len(run.history['seconds'])}, {run.seconds / 60:.1f} minutes of training"
+                f"{run.name}: {run.status}, {run.pictures:,} pictures, best epoch {run.best_epoch} of {epochs}"
+                f"{diverged}, {run.seconds / 60:.1f} minutes of training"
             )
             runs.append(run)
         return runs

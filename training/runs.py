@@ -18,6 +18,7 @@ from training.loop import (
     REFERENCE_MEAN,
     SCORES,
     Hooks,
+    NonFiniteLoss,
     TrainState,
     best_epoch,
     build,
@@ -59,6 +60,11 @@ class Run:
     def best_epoch(self) -> int:
         """The epoch, counted from 1, with the highest validation mean accuracy; the first of equals."""
         return best_epoch(self.history)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training ended before its time, in an epoch whose loss was not finite."""
+        return len(self.history["seconds"]) < self.settings.epochs
 
     @property
     def seconds(self) -> float:
@@ -106,13 +112,14 @@ def fit(
     the checkpoint's epoch, or the one before's where it has been damaged, and ends with the same history and weights,
     bit for bit on the same machine's CPU. A finished run keeps its history and the weights of its best epoch, and what
     going on takes where the learning rate is constant: then a run of more epochs begins where one of fewer has ended.
+    A run that diverges is finished, with the epochs before; only in its first epoch it has nothing to keep.
 
     Two processes never train one run at once. The second waits for RELEASED_WITHIN seconds and then raises RunInUse:
     a notebook that waited longer would look as if it hung, perhaps for a kernel that was forgotten. Where there are
     no locks, as on some network drives, the two do the same work twice; files are still whole.
 
-    Raises NonFiniteLoss, RunInUse, SaveError (an OSError) where files cannot be written, and ReadError where a drive
-    is away; the last checkpoint stays.
+    Raises NonFiniteLoss in the first epoch, RunInUse, SaveError (an OSError) where files cannot be written, and
+    ReadError where a drive is away; the last checkpoint stays.
     """
     about = describe_run(network, splits, normal, settings)
     folder = run_folder(about)
@@ -122,16 +129,21 @@ def fit(
             # With the lock no other process is writing; without it one may be.
             files.remove_leftovers(folder, 0.0 if alone else WRITTEN_WITHIN)
             new = partial(build, network, settings, choose_device(), len(splits.train))
-            state, trained_on = resume(folder, about, new)
+            state, trained_on, finished = resume(folder, about, new)
             if not state.epoch and not settings.one_cycle:
                 state, trained_on = resume_shorter(about, new)
             done = state.epoch
-            status = "loaded" if done == settings.epochs else f"continued after epoch {done}" if done else "trained"
-            if done < settings.epochs:
+            status = "loaded" if finished else f"continued after epoch {done}" if done else "trained"
+            if not finished:
                 if not alone:
                     print(f"{folder}: cannot be locked here, so take care not to train this run in two places at once")
                 trained_on = _merge(trained_on, provenance())
-                train(state, splits, normal, settings, _with_checkpoints(hooks, folder, about, trained_on))
+                try:
+                    train(state, splits, normal, settings, _with_checkpoints(hooks, folder, about, trained_on))
+                except NonFiniteLoss:  # which the same steps would meet again
+                    if not state.epoch:
+                        raise
+                    save_checkpoint(folder, state, about, trained_on, finished=True)
     except files.InUse:
         raise RunInUse(
             f"{folder}: {network.__name__} is being trained by another process. Wait until it has finished or stop it, "
@@ -155,18 +167,21 @@ def _with_checkpoints(hooks: Hooks | None, folder: Path, about: dict[str, Any], 
 
     def on_epoch(state: TrainState) -> None:
         nonlocal saved
-        if state.epoch == about["settings"]["epochs"] or time.monotonic() - saved >= SAVED_EVERY:
-            save_checkpoint(folder, state, about, trained_on)
+        finished = state.epoch == about["settings"]["epochs"]
+        if finished or time.monotonic() - saved >= SAVED_EVERY:
+            save_checkpoint(folder, state, about, trained_on, finished)
             saved = time.monotonic()
         hooks.on_epoch(state)
 
     return Hooks(hooks.on_step, on_epoch)
 
 
-def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trained_on: dict[str, str]) -> None:
-    """Write all that going on takes; of a finished run whose learning rate has come down to nothing, all that using it
-    takes. The checkpoint before is kept until the run is finished. Raises SaveError."""
-    finished = state.epoch == about["settings"]["epochs"]
+def save_checkpoint(
+    folder: Path, state: TrainState, about: dict[str, Any], trained_on: dict[str, str], finished: bool
+) -> None:
+    """Write all that going on takes; of a finished run whose learning rate has come down to nothing, or that has
+    diverged, all that using it takes. The checkpoint before is kept until the run is finished. Raises SaveError."""
+    over = about["settings"]["one_cycle"] or state.epoch < about["settings"]["epochs"]
     content = {
         **about,
         "weights": state.best_weights,
@@ -175,16 +190,18 @@ def save_checkpoint(folder: Path, state: TrainState, about: dict[str, Any], trai
         "trained_on": trained_on,
         "history": state.history,
         "watched": state.watched,
-        "state": None if finished and about["settings"]["one_cycle"] else state.state_dict(),
+        "state": None if finished and over else state.state_dict(),
     }
     files.save_tensors(folder / CHECKPOINT, content, keep=None if finished else folder / PREVIOUS)
     if finished:
         (folder / PREVIOUS).unlink(missing_ok=True)
 
 
-def resume(folder: Path, about: dict[str, Any], new: Callable[[], TrainState]) -> tuple[TrainState, dict[str, str]]:
+def resume(
+    folder: Path, about: dict[str, Any], new: Callable[[], TrainState]
+) -> tuple[TrainState, dict[str, str], bool]:
     """The state that the run's checkpoint holds, or the one before where that is damaged, which is said; `new()` where
-    there is none. With it, the provenance of the training until then.
+    there is none. With it, the provenance of the training until then, and whether the run is finished.
 
     Raises ReadError where files are there but the system does not let them be read, and SaveError.
     """
@@ -214,20 +231,22 @@ def resume(folder: Path, about: dict[str, Any], new: Callable[[], TrainState]) -
                 path.replace(checkpoint)  # else the damaged one would be kept as the one before
             except OSError as error:
                 raise files.SaveError(f"{checkpoint}: cannot be written, {error.strerror}") from error
-        return state, stored["trained_on"]
+        return state, stored["trained_on"], stored["state"] is None or state.epoch == about["settings"]["epochs"]
     if damage:
         print(f"{about['network']}: starts anew, the run before cannot be used: {damage[0]}")
-    return new(), {}
+    return new(), {}, False
 
 
 def resume_shorter(about: dict[str, Any], new: Callable[[], TrainState]) -> tuple[TrainState, dict[str, str]]:
-    """The state of the longest run that differs from this one by fewer epochs alone; `new()` where there is none."""
+    """The state of the longest run that differs from this one by fewer epochs alone, and with it the provenance;
+    `new()` where there is none. A run that diverged cannot be gone on with."""
     for epochs in range(about["settings"]["epochs"] - 1, 0, -1):
         shorter = {**about, "settings": {**about["settings"], "epochs": epochs}}
         folder = run_folder(shorter)
         if (folder / CHECKPOINT).exists():
-            state, trained_on = resume(folder, shorter, new)
-            if state.epoch and state.best_weights:  # else it is of a run whose weights were dropped
+            state, trained_on, finished = resume(folder, shorter, new)
+            diverged = finished and state.epoch < epochs
+            if state.epoch and state.best_weights and not diverged:  # without weights they were dropped
                 return state, trained_on
     return new(), {}
 

@@ -118,6 +118,8 @@ def search(
 
         try:
             run = fit(network, splits, normal, settings, Hooks(on_epoch=on_epoch))
+            if run.diverged:
+                raise optuna.TrialPruned
         except (optuna.TrialPruned, NonFiniteLoss):
             shutil.rmtree(run_folder(describe_run(network, splits, normal, settings)), ignore_errors=True)
             raise optuna.TrialPruned from None
