@@ -28,6 +28,7 @@ from data import labels, perturb  # noqa: E402
 from data.checks import REFERENCE_TOLERANCE  # noqa: E402
 from data.files import atomic_write  # noqa: E402
 from training import results as published  # noqa: E402
+from training import tables  # noqa: E402
 
 SOURCE = HOME / "report" / "report.typ"
 TARGET = HOME / "report.pdf"
@@ -74,6 +75,8 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
     """All that the report says in numbers: the results, and the constants of the code that made them."""
     return {
         "results": results,
+        "search": {task: training.published_search(task) for task in TASKS},
+        "trained_less": {task: tables.trained_less(task, results[task]) for task in TASKS},
         "published": published.PUBLISHED,
         "profiles": {name: asdict(profile) for name, profile in training.PROFILES.items()},
         "recipes": {"reference": asdict(training.REFERENCE), "new": asdict(training.OWN)},

@@ -26,7 +26,7 @@ BELOW |= {
     "scripts": {"data", "models", "utils", "training", "scripts"},
 }
 TRAINING = ["layers", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results", "tables"]
-TRAINING += ["study_tables", "plots", "errors", "study", "search", "baselines", "lab", "colab", "__init__"]
+TRAINING += ["study", "study_tables", "plots", "errors", "search", "baselines", "lab", "colab", "__init__"]
 each_task = pytest.mark.parametrize("task", training.NAMES)
 
 

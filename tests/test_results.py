@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training import results, study_tables, tables
+from training import results, study, study_tables, tables
 from training.reference import published_curves
 
 SCORES = {"accuracy": 0.9, "digit_accuracy": 0.88, "iou": 0.8, "iou_all": 0.75, "mean": 0.85}
@@ -26,7 +26,7 @@ def found():
         "pictures": {"train": 12_000},
         "networks": {
             "Net": {**network, "trained_on": {"device": "CPU, 2 threads"}},
-            "SkreNet2": {**network, "epochs": 7},
+            "SkreNet2": {**network, "epochs": 7, "settings": {**network["settings"], "epochs": 7}},
         },
         "selected": "Net",
         "test": {**SCORES, "map": 0.6, "map50": 0.95, "map75": 0.7},
@@ -102,11 +102,13 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
         "SkreNet2, 60 epochs | 0.8767 | 0.7810 | 0.8288 |  |  |  |",
         "the best of any | 0.9672 | 0.7715 | 0.8684 | 0.5363 | 0.9394 | 0.5735 |",
         "bright pixels | 0.9000 | 0.8000 | 0.8500 | 0.2000 | 0.5000 | 0.1000 |",
-        "Profile `quick` on pictures made from MNIST, CPU, 2 threads. **This is not the full run**",
+        "Profile `quick` on pictures made from MNIST, CPU, 2 threads.",
+        "Less than in the full run: SkreNet2 (7 of 60 epochs, 3,000 pictures).",
     ):
         assert part in text
     assert "seeds, on" not in tables.headline("det", found, {})
-    assert "not the full run" not in tables.headline("det", {**found, "profile": "full"}, {})
+    whole = {**found["networks"]["SkreNet2"], "settings": {"epochs": 60, "seed": 7}, "pictures": 27_000}  # it diverged
+    assert tables.trained_less("det", {**found, "networks": {"SkreNet2": whole}}) == []
 
 
 def test_tables_of_networks_mark_the_chosen_one(found):
@@ -117,6 +119,9 @@ def test_tables_of_networks_mark_the_chosen_one(found):
     lines = tables.training_table(found).splitlines()[2:]
     assert lines[0] == "| **Net** | 42,281 | 3,000 | 4 | 1.5 | 0.9000 | 0.8000 | 0.8500 |"
     assert lines[1].startswith("| SkreNet2 | 42,281 | 3,000 | 7 |")
+    found["networks"]["SkreNet2"]["settings"]["epochs"] = 60
+    assert "| 3,000 | 7, then it diverged |" in tables.training_table(found)
+    assert "SkreNet2 here, 7 epochs, then it diverged |" in tables.results_table("det", found, {})
 
 
 def row(name, network, mean, missed=3):
@@ -125,9 +130,23 @@ def row(name, network, mean, missed=3):
     ways = {way: {key: value - less for key, value in maps.items()} for way, less in
             (("map", 0), ("map, NMS", 0.125), ("map, unranked", 0.0625))}  # fmt: skip
     about = {"name": name, "network": network, "val": {**SCORES, "mean": mean}, "epochs": 4, "best_epoch": 3}
+    about["settings"] = {"epochs": 4}
     curves = {"val_mean": [0.25, mean, 0.5], "val_reference_mean": [0.5, 0.75, 0.5]}
     curves["train_reference_mean"] = [0.5, 0.625, 0.875]
     return {**about, "examined": {"missed": missed, "false alarm": 1, **ways}, "curves": curves}
+
+
+def test_a_study_says_what_of_it_was_left_out_and_how_long_it_would_take(monkeypatch):
+    (trial,) = study.plan_seeds("det")
+    ours = {"seconds": 3600.0, "epochs": 2, "pictures": 3000}  # and 1000 validated, which count half
+    found = {"networks": {"CompactNet2": ours}, "pictures": {"train": 6000, "val": 1000}}
+    assert study_tables.hours_of(trial, found) == pytest.approx(3 * trial.settings.epochs * 6500 / 3500 / 2)
+    monkeypatch.setattr(study_tables, "published_results", lambda task: found)
+    monkeypatch.setattr(study_tables, "published_studies", lambda task: {})
+    assert study_tables.study_table("det", "seeds").endswith("seeds --task det` makes it in about 111 h.*")
+    rows = [{"name": trial.name, "network": trial.name, "settings": {"seed": seed}} for seed in trial.seeds]
+    assert [each.seeds for each in study_tables.lacking("det", "seeds", rows[:1])] == [trial.seeds[1:]]
+    assert study_tables.lacking("det", "seeds", rows) == []
 
 
 def test_tables_of_studies_give_means_ranges_and_changes():
@@ -152,6 +171,8 @@ def test_tables_of_training_again_and_longer_set_epochs_beside_each_other():
     assert study_tables.longer_table([row("FloNet", "FloNet", 0.75)], (1, 3, 9)).splitlines()[2:] == [
         "| FloNet | 0.2500 | 0.7500 |  | 2 of 3 |"
     ]
+    diverged = {**row("FloNet", "FloNet", 0.75), "settings": {"epochs": 60}}
+    assert study_tables.longer_table([diverged]).endswith("| 2 of 3, then it diverged |")
     assert "| six | 4 | 3 | 0.9000 | 0.8000 | 0.7000 |" in study_tables.failure_table([row("six", "FloNet2", 0.7)])
 
 

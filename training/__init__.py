@@ -1,5 +1,6 @@
 """Trains networks, resumably, and keeps the books. `open_lab(task)` is what the notebooks begin with."""
 
+from training.baselines import visible_outputs
 from training.colab import prepare_colab
 from training.keys import provenance
 from training.lab import Lab, Test, open_lab

@@ -136,8 +136,9 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     believed = calibration(outputs, labels)
     right.plot([0, 1], [0, 1], ":", color="dimgrey")
     right.plot([x for x, _, _ in believed], [y for _, y, _ in believed], "o-", color=PREDICTED)
-    for x, y, count in believed:
-        right.annotate(f"{count:,}", (x, y), textcoords="offset points", xytext=(4, -13), fontsize=9)
+    for number, (x, y, count) in enumerate(reversed(believed)):  # to both sides in turn: the last ones are close
+        shift, side = (-5, "right") if number % 2 else (5, "left")
+        right.annotate(f"{count:,}", (x, y), (shift, -13), textcoords="offset points", ha=side, fontsize=9)
     right.set(title="calibration (numbers: digits)", xlabel="score", ylabel="share that is right")
     return figure
 

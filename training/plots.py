@@ -27,7 +27,7 @@ def plot_history(run: Run) -> Figure:
     validation pictures, the best epoch marked."""
     history = run.history
     epochs = range(1, len(history["val_mean"]) + 1)
-    figure, axes = plt.subplots(2, 3, figsize=(PAGE, 6.4), sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(PAGE, 6.8), sharex=True)
     panels = (("loss", "loss"), ("accuracy", "detection & class accuracy"), ("iou", "box accuracy (IoU)"), *TERMS)
     for axis, (name, title) in zip(axes.flat, panels, strict=True):
         for part, label, colour in PARTS:
@@ -38,7 +38,7 @@ def plot_history(run: Run) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
-    axes[0, 0].legend(frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(run.name)
     return figure
 

@@ -5,18 +5,50 @@ from typing import Any
 
 from training.reference import published_curves
 from training.results import published_results, published_studies
-from training.tables import markdown_table
+from training.study import PLANS, Trial
+from training.tables import ending, markdown_table
 
 
 def study_table(task: str, name: str) -> str:
-    """The table of a published study, see `training/study.py`, with its size; a note where it has not been made."""
-    rows = published_studies(task).get("ingredients" if name == "ranking" else name)
-    if not rows:
-        return f"*This study has not been made yet: `python scripts/study.py {name} --task {task}`.*"
-    said = f"*{rows[0]['pictures']:,} training pictures, {rows[0]['epochs']} epochs, scores on validation pictures*"
-    if name == "reproduction":
-        return f"{said}\n\n{reproduction_table(rows, published_results(task)['networks'])}"
-    return f"{said}\n\n{STUDIES[name](rows)}"
+    """The table of a published study, see `training/study.py`, with its size, and what of it has not been made."""
+    kept = "ingredients" if name == "ranking" else name
+    rows = published_studies(task).get(kept, [])
+    lines = []
+    if rows:
+        epochs = " or ".join(dict.fromkeys(str(row["settings"]["epochs"]) for row in rows))
+        lines.append(f"*{rows[0]['pictures']:,} training pictures, {epochs} epochs, scores on validation pictures*")
+        if name == "reproduction":
+            lines.append(reproduction_table(rows, published_results(task)["networks"]))
+        else:
+            lines.append(STUDIES[name](rows))
+    if left := lacking(task, kept, rows):
+        names = ": " + ", ".join(dict.fromkeys(trial.network.__name__ for trial in left)) if rows else ""
+        hours = sum(hours_of(trial, published_results(task)) for trial in left)
+        command = f"`python scripts/study.py {kept} --task {task}`"
+        lines.append(f"*Not part of the published run{names}. {command} makes it in about {hours:.0f} h.*")
+    return "\n\n".join(lines)
+
+
+def lacking(task: str, name: str, rows: Sequence[dict[str, Any]]) -> list[Trial]:
+    """The trials of a study, each with those of its seeds of which there is no row."""
+    made = {(row["name"], row["network"], row["settings"]["seed"]) for row in rows}
+    trials = [
+        trial._replace(
+            seeds=tuple(each for each in trial.seeds if (trial.name, trial.network.__name__, each) not in made)
+        )
+        for trial in PLANS[name](task)
+    ]
+    return [trial for trial in trials if trial.seeds]
+
+
+def hours_of(trial: Trial, results: dict[str, Any]) -> float:
+    """How long a trial would take at the pace at which the published run trained its network. Validation, forward only,
+    counts a picture half."""
+    network = next(each.__name__ for each in trial.network.__mro__ if each.__name__ in results["networks"])
+    run, val = results["networks"][network], results["pictures"]["val"] / 2
+    pace = run["seconds"] / run["epochs"] / (run["pictures"] + val)
+    pictures = trial.pictures or results["pictures"]["train"]
+    return len(trial.seeds) * trial.settings.epochs * (pictures + val) * pace / 3600
 
 
 def by_name(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -100,7 +132,7 @@ def reproduction_table(rows: Sequence[dict[str, Any]], shuffled: dict[str, Any])
     lines = []
     for row in rows:
         curves, published = row["curves"], published_curves(row["network"])
-        line = [row["network"]]
+        line = [row["network"] + ending(row)]
         for val, train in (
             (published["val_mean"], published["train_mean"]),
             (curves["val_reference_mean"], curves["train_reference_mean"]),
@@ -119,7 +151,7 @@ def longer_table(rows: Sequence[dict[str, Any]], marks: Sequence[int] = (60, 100
     for row in rows:
         means = row["curves"]["val_mean"]
         best = [max(means[:mark]) if mark <= len(means) else "" for mark in marks]
-        lines.append((row["network"], *best, f"{means.index(max(means)) + 1} of {len(means)}"))
+        lines.append((row["network"], *best, f"{means.index(max(means)) + 1} of {len(means)}{ending(row)}"))
     return markdown_table(("network", *(f"best within {mark} epochs" for mark in marks), "best epoch"), lines)
 
 

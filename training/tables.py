@@ -6,6 +6,7 @@ from typing import Any
 import models
 from training.results import BASELINES, PUBLISHED, loss_ends
 from training.runs import Run
+from training.settings import PROFILES
 
 
 def results_table(task: str, results: dict[str, Any], studies: dict[str, Any]) -> str:
@@ -39,7 +40,7 @@ def results_table(task: str, results: dict[str, Any], studies: dict[str, Any]) -
         rows.append(row(BASELINES["visible"], scores, ("", "iou", "", *names[3:])))
     for other in (each.__name__ for each in models.NETWORKS[task]):  # a file may hold them in another order
         if other in results["others"]:
-            said = f"the reference's {other} here, {networks[other]['epochs']} epochs"
+            said = f"the reference's {other} here, {networks[other]['epochs']} epochs{ending(networks[other])}"
             rows.append(row(said, results["others"][other]))
     for said, *scores in PUBLISHED[task]:
         rows.append((said, *scores, *[""] * (6 - len(scores))))
@@ -71,7 +72,7 @@ def training_table(results: dict[str, Any]) -> str:
             f"**{name}**" if name == results["selected"] else name,
             run["parameters"],
             run["pictures"],
-            run["epochs"],
+            f"{run['epochs']}{ending(run)}" if ending(run) else run["epochs"],
             f"{run['seconds'] / 60:.1f}",
             run["val"]["accuracy"],
             run["val"]["iou"],
@@ -140,11 +141,27 @@ def headline(task: str, results: dict[str, Any], studies: dict[str, Any]) -> str
     }
     device = results["networks"][results["selected"]]["trained_on"]["device"]
     said = f"Profile `{results['profile']}` on {source[results['source']]}, {device}."
-    if results["profile"] != "full":
-        said += (
-            " **This is not the full run** of 60 epochs over all pictures, with which the published figures compare."
-        )
+    if shorter := trained_less(task, results):
+        said += f" Less than in the full run: {', '.join(shorter)}."
     return f"{results_table(task, results, studies)}\n\n{said}"
+
+
+def trained_less(task: str, results: dict[str, Any]) -> list[str]:
+    """The networks that were trained for fewer epochs, or on fewer pictures, than in the full profile; of each, how
+    much."""
+    full, said = PROFILES["full"], []
+    for network in models.NETWORKS[task]:
+        epochs = (full.own if issubclass(network, models.GridNetwork) else full.settings).epochs
+        run = results["networks"].get(network.__name__)
+        asked = run["settings"]["epochs"] if run else epochs
+        if run and (asked < epochs or run["pictures"] < full.sizes[task][0]):
+            said.append(f"{network.__name__} ({asked} of {epochs} epochs, {run['pictures']:,} pictures)")
+    return said
+
+
+def ending(run: dict[str, Any]) -> str:
+    """What is to be said after a run's epochs where it diverged before it had all; `run` as `summarize` gives it."""
+    return ", then it diverged" if run["epochs"] < run["settings"]["epochs"] else ""
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
