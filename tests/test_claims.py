@@ -93,6 +93,7 @@ CLAIMS = [
     ("loc", "the box loss rises fivefold", 4.5 < simple["train_loss_box"][9] / simple["train_loss_box"][2] < 5.5),
     ("loc", "IoU comes down from 0.38 to 0.18", near(simple["train_iou"][2], 0.38) and near(simple["train_iou"][9], 0.18)),
     ("loc", "in the eleventh the loss is no longer a number", len(simple["val_loss"]) == 10),
+    ("loc", "presence stays near 0.05 on validation pictures", near(history("loc", "CompactNet")["val_loss_pc"][-1], 0.05)),
     ("loc", "names 0.5 % of its training digits wrongly", wrong("loc", "CompactNet", "fit") == 0.5),
     ("loc", "and 1.5 % of the validation digits", wrong("loc", "CompactNet", "val") == 1.5),
     ("loc", "0.926 on training and 0.922 on validation pictures",
