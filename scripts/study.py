@@ -41,12 +41,20 @@ def conduct(name: str, task: str, only: str | None = None) -> None:
 
 
 def write_down(name: str, task: str, row: dict) -> None:
-    """Put a row into studies.json, in the place of one with the same name and settings."""
+    """Put a row into studies.json, in the place of one with the same name, network and settings, in the plan's order,
+    whatever was finished first."""
+    plan = [(trial.name, trial.network.__name__) for trial in study.PLANS[name](task)]
+
+    def place(row: dict) -> tuple[int, int]:
+        key = row["name"], row["network"]
+        return plan.index(key) if key in plan else len(plan), row["settings"]["seed"]
+
     with files.lock(training.runs_folder() / "studies.lock", 60):  # others may be writing
         results = files.load_json(RESULTS)
         rows = results.setdefault(task, {}).setdefault(name, [])
-        others = [each for each in rows if (each["name"], each["settings"]) != (row["name"], row["settings"])]
-        results[task][name] = [*others, row]
+        same = ("name", "network", "settings")
+        others = [each for each in rows if any(each[key] != row[key] for key in same)]
+        rows[:] = sorted([*others, row], key=place)
         files.save_json(RESULTS, results)
 
 

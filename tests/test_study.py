@@ -62,14 +62,17 @@ def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_SOURCE", "digits")
     monkeypatch.setattr(data, "load", functools.partial(data.load, sizes=(64, 32, 8), folder=tmp_path))
     monkeypatch.setattr(command, "RESULTS", tmp_path / "studies.json")
-    trials = [study.Trial(name, Tiny, replace(SHORT, epochs=2), (1, 2)) for name in ("a", "b")]
+    other = type("Other", (Tiny,), {"__module__": __name__})
+    plan = [(name, network) for name in ("a", "b") for network in (Tiny, other)]
+    trials = [study.Trial(*each, replace(SHORT, epochs=2), (1, 2)) for each in plan]
     monkeypatch.setitem(study.PLANS, "seeds", lambda task: trials)
     for arguments in (["--only", "b"], [], ["--only", "a"]):
         command.main(["seeds", "--task", "loc", *arguments])
     found = json.loads((tmp_path / "studies.json").read_text(encoding="utf-8"))
     assert found.keys() == {"loc"}
     rows = found["loc"]["seeds"]
-    assert sorted((row["name"], row["settings"]["seed"]) for row in rows) == [(n, s) for n in "ab" for s in (1, 2)]
+    found = [(row["name"], row["network"], row["settings"]["seed"]) for row in rows]
+    assert found == [(name, network.__name__, seed) for name, network in plan for seed in (1, 2)]
     for row in rows:
         assert row["val"]["mean"] == pytest.approx(max(row["curves"]["val_mean"]), abs=1e-5)
         assert {len(values) for values in row["curves"].values()} == {2}
