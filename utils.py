@@ -132,9 +132,8 @@ def combined_loss(
     of pixels, (N, 1, 1, 60) or (N, 1, 1, 48) in localization, (N, 2, 3, ...) in detection. The mean of the four
     cross-entropies is added to the box loss.
 
-    Where there is no digit the last five numbers of a label are not read, whatever they are. Nothing here waits for
-    the device: pictures without a digit are weighted by 0 instead of being left out. Without any digit the last two
-    terms are 0.
+    Where there is no digit the last five numbers of a label are not read, whatever they are: pictures without one are
+    weighted by 0. Without any digit the last two terms are 0.
     """
     task = task_of_outputs(outputs)
     outputs, labels = as_pictures(outputs, labels)
@@ -649,14 +648,14 @@ def plot_digits_per_picture(splits: Splits) -> Figure:
 
 def plot_precision_recall(averages: dict[str, AveragePrecision]) -> Figure:
     """Precision against recall at three of COCO's IoU thresholds, the mean over the classes, of each name."""
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 4.6), sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 5.6), sharey=True)
     recall = np.linspace(0, 1, 101)
     for (place, iou), axis in zip(((0, 0.5), (5, 0.75), (8, 0.9)), axes, strict=True):
         for name, average in averages.items():
             precision = average.precision[place].nanmean(1)
             axis.plot(recall, precision.numpy(), label=f"{name}: {precision.mean():.3f}")
         axis.set(title=f"IoU ≥ {iou:.2f}", xlabel="recall", xlim=(0, 1.02), ylim=(0, 1.05))
-        axis.legend(frameon=False, loc="lower left", title="average precision")
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), title="average precision")
     axes[0].set_ylabel("precision")
     return figure
 

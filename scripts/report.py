@@ -61,7 +61,7 @@ def figure_files(results: dict[str, Any], folder: Path) -> dict[str, dict[str, s
 def check_results(results: dict[str, Any], where: Path) -> None:
     """Raise NotReady unless both tasks' results are there, as `Lab.save` writes them."""
     needed = ("profile", "source", "pictures", "normalization", "networks", "selected", "test")
-    needed += ("others", "unsnapped", "interval", "edges", "baselines", "checks")
+    needed += ("others", "unsnapped", "interval", "edges", "classes", "baselines", "checks")
     for task in TASKS:
         missing = [name for name in needed if name not in results.get(task, {})]
         if missing:
@@ -75,6 +75,7 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
     """All that the report says in numbers: the results, and the constants of the code that made them."""
     return {
         "results": results,
+        "studies": {task: training.published_studies(task) for task in TASKS},
         "search": {task: training.published_search(task) for task in TASKS},
         "trained_less": {task: tables.trained_less(task, results[task]) for task in TASKS},
         "published": published.PUBLISHED,

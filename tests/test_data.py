@@ -182,12 +182,26 @@ def test_an_index_chooses_pictures_with_all_that_belongs_to_them(task, tmp_path)
 
 def test_the_fingerprint_is_of_all_that_training_sees(tmp_path):
     splits = load("loc", tmp_path)
-    found = [splits.fingerprint]
+    found = [Splits(*three(splits), "course").fingerprint]
     for split, field in product(three(splits), ("pictures", "labels")):
         getattr(split, field).view(-1)[0] += 1
-        found.append(Splits(*three(splits), "digits").fingerprint)
+        found.append(Splits(*three(splits), "course").fingerprint)
     assert len(set(found[:5])) == 5
     assert found[4] == found[5] == found[6]
+
+
+def test_made_pictures_are_the_same_where_a_processor_rounds_a_pixel_otherwise(tmp_path, monkeypatch):
+    splits = load("loc", tmp_path)
+    found = splits.fingerprint
+    splits.train.pictures[0, 0, 5, 5] ^= 1
+    assert Splits(*three(splits), "digits").fingerprint == found
+    splits.train.labels[0, 1] += 1 / 120
+    other = [found, Splits(*three(splits), "digits").fingerprint]
+    noise = perturb.NOISE["loc"]
+    for changed in (replace(noise, mean=noise.mean + 0.001), replace(noise, std=noise.std + 0.001)):
+        monkeypatch.setitem(perturb.NOISE, "loc", changed)
+        other.append(load("loc", tmp_path / str(len(other))).fingerprint)
+    assert len(set(other)) == 4
 
 
 # --- the course's files

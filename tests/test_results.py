@@ -25,8 +25,13 @@ def found():
         "source": "mnist",
         "pictures": {"train": 12_000},
         "networks": {
-            "Net": {**network, "trained_on": {"device": "CPU, 2 threads"}},
-            "SkreNet2": {**network, "epochs": 7, "settings": {**network["settings"], "epochs": 7}},
+            "Net": {**network, "trained_on": {"device": "CPU, 1 thread, then CPU, 2 threads"}},
+            "SkreNet2": {
+                **network,
+                "epochs": 7,
+                "settings": {**network["settings"], "epochs": 7},
+                "trained_on": {"device": "one GPU"},
+            },
         },
         "selected": "Net",
         "test": {**SCORES, "map": 0.6, "map50": 0.95, "map75": 0.7},
@@ -102,7 +107,7 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
         "SkreNet2, 60 epochs | 0.8767 | 0.7810 | 0.8288 |  |  |  |",
         "the best of any | 0.9672 | 0.7715 | 0.8684 | 0.5363 | 0.9394 | 0.5735 |",
         "bright pixels | 0.9000 | 0.8000 | 0.8500 | 0.2000 | 0.5000 | 0.1000 |",
-        "Profile `quick` on pictures made from MNIST, CPU, 2 threads.",
+        "Profile `quick` on pictures made from MNIST, CPU; SkreNet2 on one GPU.",
         "Less than in the full run: SkreNet2 (7 of 60 epochs, 3,000 pictures).",
     ):
         assert part in text
@@ -138,15 +143,24 @@ def row(name, network, mean, missed=3):
 
 def test_a_study_says_what_of_it_was_left_out_and_how_long_it_would_take(monkeypatch):
     (trial,) = study.plan_seeds("det")
-    ours = {"seconds": 3600.0, "epochs": 2, "pictures": 3000}  # and 1000 validated, which count half
+    ours = {
+        "seconds": 3600.0,
+        "epochs": 2,
+        "pictures": 3000,
+        "trained_on": {"device": "one GPU"},
+    }  # and 1000 validated, which count half
     found = {"networks": {"CompactNet2": ours}, "pictures": {"train": 6000, "val": 1000}}
     assert study_tables.hours_of(trial, found) == pytest.approx(3 * trial.settings.epochs * 6500 / 3500 / 2)
     monkeypatch.setattr(study_tables, "published_results", lambda task: found)
     monkeypatch.setattr(study_tables, "published_studies", lambda task: {})
-    assert study_tables.study_table("det", "seeds").endswith("seeds --task det` makes it in about 111 h.*")
+    assert study_tables.study_table("det", "seeds").endswith("seeds --task det` makes it in about 111 h (one GPU).*")
     rows = [{"name": trial.name, "network": trial.name, "settings": {"seed": seed}} for seed in trial.seeds]
     assert [each.seeds for each in study_tables.lacking("det", "seeds", rows[:1])] == [trial.seeds[1:]]
     assert study_tables.lacking("det", "seeds", rows) == []
+    left = study_tables.lacking("det", "recipes", rows)
+    begun = [{"name": "ours", "network": "CompactNet2"}]
+    names = "SkreNet2, SimpleNet2, FloNet2, CompactNet2"
+    assert study_tables.what_of(left, begun) == f"{names}, {len(study.SEEDS)} runs from further seeds"
 
 
 def test_tables_of_studies_give_means_ranges_and_changes():
@@ -173,7 +187,12 @@ def test_tables_of_training_again_and_longer_set_epochs_beside_each_other():
     ]
     diverged = {**row("FloNet", "FloNet", 0.75), "settings": {"epochs": 60}}
     assert study_tables.longer_table([diverged]).endswith("| 2 of 3, then it diverged |")
-    assert "| six | 4 | 3 | 0.9000 | 0.8000 | 0.7000 |" in study_tables.failure_table([row("six", "FloNet2", 0.7)])
+    ten = row("ten", "TenChannels", 0.7)
+    ten["examined"]["reference mean, ten channels"] = 0.625
+    assert study_tables.failure_table([row("six", "FloNet2", 0.7), ten]).splitlines()[2:] == [
+        "| six | 4 | 3 | 0.9000 | 0.8000 | 0.7000 | 0.5000 |  |",
+        "| ten | 4 | 3 | 0.9000 | 0.8000 | 0.7000 | 0.5000 | 0.6250 |",
+    ]
 
 
 def test_the_table_of_a_search_sets_the_best_trials_beside_the_recipe_by_hand():

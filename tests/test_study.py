@@ -1,6 +1,7 @@
 """Studies of full length: what they train, and what they write down."""
 
 import functools
+import itertools
 import json
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import training
 import utils
 from scripts import study as command
 from training import study
+from training.reference import reference_mean
 
 
 @pytest.mark.parametrize("task", ["loc", "det"])
@@ -41,6 +43,23 @@ def test_flonet2_with_ten_channels_gives_six():
     network = study.TenChannels()
     assert network.layers[-1].weight.shape[0] == 10
     assert network(torch.zeros(2, 1, 48, 60)).shape == (2, 6, 2, 3)
+
+
+def test_a_class_read_over_ten_channels_changes_the_accuracy_alone():
+    outputs = torch.randn(3, 10, 2, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor(data.labels.NO_DIGIT).repeat(3, 2, 3, 1)
+    labels[:, 0] = torch.tensor([1, 0.5, 0.5, 0.5, 0.5, 0])
+    labels[:, 1, 0] = torch.tensor([1, 0.5, 0.5, 0.5, 0.5, 1])
+    right = {False: 0, True: 0}
+    for picture, row, column in itertools.product(range(3), range(2), range(3)):
+        pc, *_, category = labels[picture, row, column]
+        cell = outputs[picture, :, row, column]
+        for ten in right:
+            named = cell[5:].argmax() if ten else 0
+            right[ten] += int(cell[0] <= 0 or (pc == 1 and named == category))
+    change = study.read_ten(outputs, labels) - reference_mean(outputs[:, :6], labels)
+    assert right[False] != right[True]
+    assert change == pytest.approx((right[True] - right[False]) / 18 / 2)
 
 
 def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, monkeypatch):

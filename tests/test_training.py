@@ -315,7 +315,7 @@ def test_other_words_and_plots_are_the_same_run(monkeypatch, function, old, new)
 
 
 def test_other_settings_data_and_versions_make_another_run(sets, monkeypatch):
-    splits, normal = sets["loc"]
+    splits, normal = replace(sets["loc"][0], source="course"), sets["loc"][1]
 
     def folder(network=Tiny, splits=splits, normal=normal, settings=SHORT):
         return keys.run_folder(keys.describe_run(network, splits, normal, settings))
@@ -337,6 +337,7 @@ def test_other_settings_data_and_versions_make_another_run(sets, monkeypatch):
             found.append(folder())
     assert len(set(found)) == len(found)
     assert folder(splits=changed("test", "pictures")) == found[0]  # on which no number of a run depends
+    assert folder(normal=replace(normal, mean=normal.mean + 1e-9)) == found[0]  # as another processor has it
 
 
 def test_a_run_tells_where_it_was_trained(sets, tmp_path, monkeypatch):

@@ -39,9 +39,15 @@ def describe_run(network: type[nn.Module], splits: Splits, normal: utils.Normali
     }
 
 
+def identity(about: dict[str, Any]) -> dict[str, Any]:
+    """What two descriptions by `describe_run` have in common if they are of the same run, on whatever machines: mean
+    and standard deviation follow from the data, see `Splits.fingerprint`, but for their last digits."""
+    return {**about, "normalization": {name: round(value, 5) for name, value in about["normalization"].items()}}
+
+
 def run_folder(about: dict[str, Any]) -> Path:
     """Where the run that `describe_run` describes is kept."""
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(identity(about), sort_keys=True).encode()).hexdigest()
     return runs_folder() / f"{about['task']}-{about['network']}-{key[:10]}"
 
 

@@ -148,7 +148,7 @@ def train_epoch(
     on_step: Callable[[TrainState, int], None],
 ) -> tuple[Tensor, Tensor]:
     """One pass over all pictures. Returns the outputs that the network gave when it was trained on them, in that
-    order, and their labels. On a GPU nothing waits for the device until the end, where a bad loss is then found."""
+    order, and their labels. On a GPU the losses stay there until the end, where a bad one is then found."""
     state.model.train()
     losses, outputs, targets = [], [], []
     for step, (pictures, labels) in enumerate(draw_batches(train, settings, state.epoch + 1), 1):

@@ -13,7 +13,7 @@ from torch import nn
 
 import utils
 from data import DataError, Splits, files
-from training.keys import describe_run, provenance, run_folder
+from training.keys import describe_run, identity, provenance, run_folder
 from training.loop import (
     REFERENCE_MEAN,
     SCORES,
@@ -257,8 +257,12 @@ def read_checkpoint(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     wanted = {*about, "weights", "epoch", "validation", "trained_on", "history", "watched", "state"}
     if not isinstance(stored, dict) or stored.keys() != wanted:
         raise DataError(f"{path}: expected a checkpoint, found something else")
-    for name, value in about.items():
-        if stored[name] != value:
+    try:
+        theirs = identity(stored)
+    except (AttributeError, TypeError):
+        raise DataError(f"{path}: expected a checkpoint, found something else") from None
+    for name, value in identity(about).items():
+        if theirs[name] != value:
             raise DataError(f"{path}: is of another run, its {name} differs")
     check_history(stored["history"], str(path))
     check_watched(stored["watched"], stored["history"], str(path))

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,7 +93,7 @@ OWN = Settings(
 
 
 def describe(settings: Settings) -> str:
-    """The settings in words: a line for what every recipe has, a line for what this one adds."""
+    """The settings in words: what every recipe has, then what this one adds, in lines that a notebook shows whole."""
     names = {"sgd": "SGD", "adamw": "AdamW", "mse": "squared errors", "giou": "L1 and GIoU"}
     if settings.optimizer == "sgd":
         extra = f"momentum {settings.momentum:g}"
@@ -112,7 +113,8 @@ def describe(settings: Settings) -> str:
         f"stretched by up to {settings.max_stretch:.0%}": settings.max_stretch,
         f"class labels smoothed by {settings.label_smoothing:g}": settings.label_smoothing,
     }
-    return "\n".join([line, *filter(None, [", ".join(name for name, there in added.items() if there)])])
+    lines = [line, ", ".join(name for name, there in added.items() if there)]
+    return "\n".join(part for each in lines for part in textwrap.wrap(each, 118))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from training.reference import published_curves
 from training.results import published_results, published_studies
 from training.study import PLANS, Trial
-from training.tables import ending, markdown_table
+from training.tables import device_of, ending, markdown_table
 
 
 def study_table(task: str, name: str) -> str:
@@ -22,10 +22,13 @@ def study_table(task: str, name: str) -> str:
         else:
             lines.append(STUDIES[name](rows))
     if left := lacking(task, kept, rows):
-        names = ": " + ", ".join(dict.fromkeys(trial.network.__name__ for trial in left)) if rows else ""
+        published = published_results(task)["networks"]
         hours = sum(hours_of(trial, published_results(task)) for trial in left)
+        takes = f"{hours:.0f} h" if hours >= 1 else f"{60 * hours:.0f} minutes"
+        devices = ", ".join(dict.fromkeys(device_of(published[like(trial, published)]) for trial in left))
         command = f"`python scripts/study.py {kept} --task {task}`"
-        lines.append(f"*Not part of the published run{names}. {command} makes it in about {hours:.0f} h.*")
+        what = f": {what_of(left, rows)}" if rows else ""
+        lines.append(f"*Not part of the published run{what}. {command} makes it in about {takes} ({devices}).*")
     return "\n\n".join(lines)
 
 
@@ -41,14 +44,28 @@ def lacking(task: str, name: str, rows: Sequence[dict[str, Any]]) -> list[Trial]
     return [trial for trial in trials if trial.seeds]
 
 
+def what_of(left: Sequence[Trial], rows: Sequence[dict[str, Any]]) -> str:
+    """What is lacking of a study that has begun: trials without any run by their name, and how many further seeds."""
+    begun = {(row["name"], row["network"]) for row in rows}
+    whole = [trial for trial in left if (trial.name, trial.network.__name__) not in begun]
+    seeds = sum(len(trial.seeds) for trial in left if trial not in whole)
+    recipes = ("the reference's recipe", "ours")  # names that networks share
+    names = dict.fromkeys(trial.network.__name__ if trial.name in recipes else trial.name for trial in whole)
+    return ", ".join([*names, *([f"{seeds} runs from further seeds"] if seeds else [])])
+
+
 def hours_of(trial: Trial, results: dict[str, Any]) -> float:
     """How long a trial would take at the pace at which the published run trained its network. Validation, forward only,
     counts a picture half."""
-    network = next(each.__name__ for each in trial.network.__mro__ if each.__name__ in results["networks"])
-    run, val = results["networks"][network], results["pictures"]["val"] / 2
+    run, val = results["networks"][like(trial, results["networks"])], results["pictures"]["val"] / 2
     pace = run["seconds"] / run["epochs"] / (run["pictures"] + val)
     pictures = trial.pictures or results["pictures"]["train"]
     return len(trial.seeds) * trial.settings.epochs * (pictures + val) * pace / 3600
+
+
+def like(trial: Trial, networks: dict[str, Any]) -> str:
+    """The network, of those that were published, that a trial's network is or is derived from."""
+    return next(each.__name__ for each in trial.network.__mro__ if each.__name__ in networks)
 
 
 def by_name(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -156,17 +173,16 @@ def longer_table(rows: Sequence[dict[str, Any]], marks: Sequence[int] = (60, 100
 
 
 def failure_table(rows: Sequence[dict[str, Any]]) -> str:
-    """FloNet2 in several ways, as a Markdown table of validation scores."""
-    lines = [
-        (
-            row["name"],
-            row["epochs"],
-            str(row["best_epoch"]),
-            *(row["val"][each] for each in ("accuracy", "iou", "mean")),
-        )
-        for row in rows
-    ]
-    return markdown_table(("FloNet2", "epochs", "best epoch", "accuracy", "IoU", "mean"), lines)
+    """FloNet2 in several ways, as a Markdown table of validation scores: by our measure, and by the reference's, the
+    class read as 0 or, where there are ten channels, as an argmax over the last five."""
+    lines = []
+    for row in rows:
+        scores = [row["val"][each] for each in ("accuracy", "iou", "mean")]
+        scores.append(row["curves"]["val_reference_mean"][row["best_epoch"] - 1])
+        ten = row["examined"].get("reference mean, ten channels", "")
+        lines.append((row["name"], row["epochs"], str(row["best_epoch"]), *scores, ten))
+    header = ("FloNet2", "epochs", "best epoch", "accuracy", "IoU", "mean", "by the reference's measure")
+    return markdown_table((*header, "its class read over all channels"), lines)
 
 
 def search_table(found: dict[str, Any], count: int = 4) -> str:

@@ -139,11 +139,23 @@ def headline(task: str, results: dict[str, Any], studies: dict[str, Any]) -> str
         "mnist": "pictures made from MNIST",
         "digits": "pictures made from scikit-learn's digits",
     }
-    device = results["networks"][results["selected"]]["trained_on"]["device"]
-    said = f"Profile `{results['profile']}` on {source[results['source']]}, {device}."
+    said = f"Profile `{results['profile']}` on {source[results['source']]}, {devices(results)}."
     if shorter := trained_less(task, results):
         said += f" Less than in the full run: {', '.join(shorter)}."
     return f"{results_table(task, results, studies)}\n\n{said}"
+
+
+def devices(results: dict[str, Any]) -> str:
+    """What the selected network was trained on, and which of the others were trained on something else."""
+    trained = {name: device_of(run) for name, run in results["networks"].items()}
+    own = trained[results["selected"]]
+    return "; ".join([own, *(f"{name} on {device}" for name, device in trained.items() if device != own)])
+
+
+def device_of(run: dict[str, Any]) -> str:
+    """What a run was trained on, however many threads of a CPU it was; `run` as `summarize` gives it."""
+    parts = run["trained_on"]["device"].split(", then ")
+    return ", then ".join(dict.fromkeys("CPU" if part.startswith("CPU") else part for part in parts))
 
 
 def trained_less(task: str, results: dict[str, Any]) -> list[str]:
