@@ -16,7 +16,9 @@ def study_table(task: str, name: str) -> str:
     lines = []
     if rows:
         epochs = " or ".join(dict.fromkeys(str(row["settings"]["epochs"]) for row in rows))
-        lines.append(f"*{rows[0]['pictures']:,} training pictures, {epochs} epochs, scores on validation pictures*")
+        said = f"{rows[0]['pictures']:,} training pictures, {epochs} epochs, scores on validation pictures"
+        places = dict.fromkeys(part for row in rows for part in device_of(row).split(", then "))
+        lines.append(f"*{said}; trained on {' and '.join(places)}*")
         if name == "reproduction":
             lines.append(reproduction_table(rows, published_results(task)["networks"]))
         else:
@@ -87,6 +89,13 @@ def spread(rows: Sequence[dict[str, Any]]) -> str:
     return f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else ""
 
 
+def filled_table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table without the columns in which there is nothing."""
+    kept = [number for number in range(len(header)) if any(line[number] != "" for line in lines)]
+    header, *lines = ([line[number] for number in kept] for line in (header, *lines))
+    return markdown_table(header, lines)
+
+
 def ingredients_table(rows: Sequence[dict[str, Any]]) -> str:
     """What each ingredient brings, as a Markdown table: scores on validation pictures, means over the seeds; the first
     of the rows is the whole recipe."""
@@ -100,7 +109,7 @@ def ingredients_table(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(line + ((sum(maps) / len(maps),) if maps else ()))
     header = ("recipe", "seeds", "accuracy", "over digits", "IoU", "mean", "over the seeds", "change", "missed")
     header += ("false alarms", "mAP")
-    return markdown_table(header[: len(lines[0])], lines)
+    return filled_table(header[: len(lines[0])], lines)
 
 
 def ranking_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +146,7 @@ def recipes_table(rows: Sequence[dict[str, Any]]) -> str:
         "over the seeds",
         "difference",
     )
-    return markdown_table(header, lines)
+    return filled_table(header, lines)
 
 
 def reproduction_table(rows: Sequence[dict[str, Any]], shuffled: dict[str, Any]) -> str:
@@ -169,7 +178,7 @@ def longer_table(rows: Sequence[dict[str, Any]], marks: Sequence[int] = (60, 100
         means = row["curves"]["val_mean"]
         best = [max(means[:mark]) if mark <= len(means) else "" for mark in marks]
         lines.append((row["network"], *best, f"{means.index(max(means)) + 1} of {len(means)}{ending(row)}"))
-    return markdown_table(("network", *(f"best within {mark} epochs" for mark in marks), "best epoch"), lines)
+    return filled_table(("network", *(f"best within {mark} epochs" for mark in marks), "best epoch"), lines)
 
 
 def failure_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -182,7 +191,7 @@ def failure_table(rows: Sequence[dict[str, Any]]) -> str:
         ten = row["examined"].get("reference mean, ten channels", "")
         lines.append((row["name"], row["epochs"], str(row["best_epoch"]), *scores, ten))
     header = ("FloNet2", "epochs", "best epoch", "accuracy", "IoU", "mean", "by the reference's measure")
-    return markdown_table((*header, "its class read over all channels"), lines)
+    return filled_table((*header, "its class read over all channels"), lines)
 
 
 def search_table(found: dict[str, Any], count: int = 4) -> str:
