@@ -79,6 +79,10 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
         "search": {task: training.published_search(task) for task in TASKS},
         "trained_less": {task: tables.trained_less(task, results[task]) for task in TASKS},
         "published": published.PUBLISHED,
+        "published_best": {
+            network.__name__: max(training.reference.published_curves(network.__name__)["val_mean"])
+            for network in (*models.REFERENCE_LOCALIZERS, *models.REFERENCE_DETECTORS)
+        },
         "profiles": {name: asdict(profile) for name, profile in training.PROFILES.items()},
         "recipes": {"reference": asdict(training.REFERENCE), "new": asdict(training.OWN)},
         "loss": utils.DEFAULT_WEIGHTS._asdict(),
