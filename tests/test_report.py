@@ -13,7 +13,8 @@ import models
 from scripts import report
 
 SECTIONS = """Problem; Data; Method; Networks; Training and tuning; Results; Localization; Detection; As the
-reference trained them; Curves; Boxes; Error analysis; Over- and underfitting; What the reference left open; Limits; Reproducibility; References"""
+reference trained them; Curves; Boxes; Error analysis; Over- and underfitting; What the reference
+left open; Limits; Reproducibility; References"""
 PAGES = range(4, 11)
 DATE = datetime.date(2024, 5, 1)
 RESULTS = json.loads((report.HOME / "figures" / "results.json").read_text(encoding="utf-8"))
