@@ -33,6 +33,7 @@ class Split:
     lists: list | None = None  # "det": per picture its boxes in fractions of the picture, (k, 6) or k times (6,)
     digits: Tensor | None = None  # made data: (N,) or (N, 2, 3), which of the source's digits it is, -1 where none is
     visible: Tensor | None = None  # made data: labels with the box around what the noise leaves visible of a digit
+    pieces: Tensor | None = None  # made data: into how many pieces the digit's ink falls, 0 where none is
 
     @property
     def task(self) -> str:
@@ -49,8 +50,9 @@ class Split:
             index = index if len(index) else index.long()  # of an empty list torch makes floats
         numbers = torch.arange(len(self))[index].tolist()
         lists = [self.lists[number] for number in numbers] if self.lists is not None else None
-        digits, visible = (values[index] if values is not None else None for values in (self.digits, self.visible))
-        return Split(self.pictures[index], self.labels[index], lists, digits, visible)
+        made = (self.digits, self.visible, self.pieces)
+        made = (values[index] if values is not None else None for values in made)
+        return Split(self.pictures[index], self.labels[index], lists, *made)
 
     def to(self, device: torch.device) -> "Split":
         """The same with pictures and labels on a device."""
@@ -188,8 +190,14 @@ def _make(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> dict[str
         pool = pool[classes[pool] < labels.CLASSES[task]]
         seed = [SEED, 1, list(labels.CLASSES).index(task), number]
         found = perturb.make_pictures(pictures[pool], classes[pool], task, sizes[number], seed)
-        numbers = torch.where(found.digits < 0, -1, pool[found.digits])
-        made[name] = {"pictures": found.pictures, "labels": found.labels, "visible": found.visible, "digits": numbers}
+        there = found.digits >= 0
+        made[name] = {
+            "pictures": found.pictures,
+            "labels": found.labels,
+            "visible": found.visible,
+            "digits": torch.where(there, pool[found.digits], -1),
+            "pieces": torch.where(there, perturb.count_pieces(pictures[pool])[found.digits], 0),
+        }
     return made
 
 

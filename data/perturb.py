@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from data.labels import COLUMNS, GRID, HEIGHT, NO_DIGIT, ROWS, WIDTH, assign_cells, to_cells
@@ -98,6 +99,16 @@ def affine(digits: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tenso
     where = (back @ place + offset).mT / (size / 2)  # (M, 48 * 60, 2)
     where = where.view(len(digits), HEIGHT, WIDTH, 2)
     return F.grid_sample(inner[:, None].float(), where, mode="nearest", align_corners=False)[:, 0].byte()
+
+
+def count_pieces(digits: Tensor) -> Tensor:
+    """Into how many pieces the ink of the middle of digits (M, 28, 28) falls, (M,). Pixels that meet at a corner are in
+    one piece."""
+    ink = (digits[:, MARGIN:-MARGIN, MARGIN:-MARGIN] > 0).numpy()
+    touch = np.zeros((3, 3, 3))
+    touch[1] = 1  # within a digit, and not from one to the next
+    last = ndimage.label(ink, touch)[0].max((1, 2), initial=0)  # pieces are numbered from the first digit to the last
+    return torch.from_numpy(np.diff(np.maximum.accumulate(last), prepend=0)).long()
 
 
 def find_boxes(ink: Tensor) -> Tensor:

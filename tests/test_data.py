@@ -47,6 +47,17 @@ def edges_of(split):
 
 
 # --- made data
+def test_pieces_of_ink_are_counted_digit_by_digit():
+    digits = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    digits[0, 5:20, 10] = 200
+    digits[0, 12, 13] = 1  # a speck, however faint
+    digits[0, 0, 20] = 255  # outside of what counts
+    digits[2, 25, 5:9] = digits[2, 24, 9] = 90  # on the last row that counts, and diagonally on
+    digits[3, 2, 5:9] = 90  # on the first row, over the last digit's
+    assert perturb.count_pieces(digits).tolist() == [2, 0, 1, 1]
+    assert perturb.count_pieces(digits[:0]).tolist() == []
+
+
 @pytest.fixture(scope="module", params=["loc", "det"])
 def made(request, tmp_path_factory):
     return load(request.param, tmp_path_factory.mktemp("made"), sizes=(1000, 150, 150))
@@ -62,6 +73,7 @@ def test_made_sets_are_valid_and_share_no_digit(made):
         assert torch.equal(split.digits >= 0, present)
         assert torch.equal(classes[split.digits[present]], split.labels[present][:, 5].long())
         assert len(classes[split.digits[present]].unique()) == labels.CLASSES[made.task]
+        assert torch.equal(split.pieces > 0, present)
     train, val = (set(split.digits[split.digits >= 0].tolist()) for split in (made.train, made.val))
     assert not train & val
     everything = torch.cat((pool.train, pool.test))

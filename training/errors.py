@@ -88,6 +88,25 @@ def border_rows(matches: Matches, labels: Tensor) -> list[tuple[str, int, int, i
     return rows
 
 
+def piece_rows(outputs: Tensor, split: Split) -> list[tuple[str, int, str, float, int, int]]:
+    """Made data: digits by whether their ink is one piece or several: how many there are, the share found and named,
+    the mean IoU of those found, how many boxes overlap the true one by less than half, and how many edges are off by
+    three pixels or more. Nothing where that is not known."""
+    if split.pieces is None:
+        return []
+    matches, rows = utils.match(outputs, split.labels), []
+    hit, pieces = matches.digit & matches.found, split.pieces.flatten()
+    off = (edge_errors(outputs, split.labels).round().abs() >= 3).sum(1)
+    for name, mine in (("one piece", pieces == 1), ("several pieces", pieces > 1)):
+        count, found = int(mine.sum()), mine & hit
+        if count:
+            named = f"{(found & matches.right).sum() / count:.2%}"
+            iou = matches.iou[found].sum().item() / max(1, int(found.sum()))
+            poor = int((matches.iou[found] < utils.POOR_IOU).sum())
+            rows.append((name, count, named, iou, poor, int(off[found[hit]].sum())))
+    return rows
+
+
 def calibration(outputs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:
     """How far scores can be believed: for as many bins of the found digits' score as there are digits in, its mean, the
     share of them that are right, and how many there are."""

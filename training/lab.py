@@ -15,7 +15,7 @@ import utils
 from data import checks
 from data.labels import CLASSES
 from training.baselines import BrightPatches, trivial_outputs, visible_outputs
-from training.errors import bootstrap, border_rows, edge_errors, edge_rows
+from training.errors import bootstrap, border_rows, edge_errors, edge_rows, piece_rows
 from training.loop import overfit
 from training.progress import Progress
 from training.results import load_published, published_results, save_histories, save_results, summarize
@@ -176,7 +176,7 @@ class Lab:
 
     def _errors(self, outputs: Tensor) -> dict[str, list[list]]:
         labels = self.splits.test.labels
-        rows = {"edges": edge_rows(edge_errors(outputs, labels))}
+        rows = {"edges": edge_rows(edge_errors(outputs, labels)), "pieces": piece_rows(outputs, self.splits.test)}
         if self.task == "det":
             rows["borders"] = border_rows(utils.match(outputs, labels), labels)
         return {name: [list(row) for row in values] for name, values in rows.items()}
