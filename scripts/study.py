@@ -5,8 +5,8 @@ python scripts/study.py reproduction            one of them
 python scripts/study.py longer --task det       for one task
 python scripts/study.py reproduction --only SimpleNet2
 
-Runs are resumable and kept with the others; what is written down has no run twice and loses none that was not asked
-for. Several of these may work at once, on different studies, tasks or networks.
+Made is what is lacking there; with --again what is there is made anew. Runs are resumable and kept with the others.
+Several of these may work at once, on different studies, tasks or networks.
 """
 
 import argparse
@@ -24,16 +24,23 @@ import training  # noqa: E402
 import utils  # noqa: E402
 from data import files  # noqa: E402
 from training import study  # noqa: E402
+from training.study_tables import lacking  # noqa: E402
 
 RESULTS = HOME / "figures" / "studies.json"
 
 
-def conduct(name: str, task: str, only: str | None = None) -> None:
+def conduct(name: str, task: str, only: str | None = None, again: bool = False) -> None:
     """Conduct one study of a task, run by run, and write down each."""
+    rows = files.load_json(RESULTS).get(task, {}).get(name, [])
+    trials = study.PLANS[name](task) if again else lacking(task, name, rows)
+    trials = [trial for trial in trials if only in (None, trial.name, trial.network.__name__)]
+    if not trials:
+        print(f"{name}, {task}: nothing is lacking")
+        return
     splits = data.load(task)
     normal = utils.Normalizer.fit(splits.train.pictures)
-    for trial in study.PLANS[name](task):
-        for seed in trial.seeds if only in (None, trial.name, trial.network.__name__) else ():
+    for trial in trials:
+        for seed in trial.seeds:
             try:
                 write_down(name, task, study.conduct(trial, seed, splits, normal))
             except training.RunInUse as error:
@@ -64,12 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", nargs="*", choices=[*study.PLANS, "all"], default="all")
     parser.add_argument("--task", choices=list(training.NAMES))
     parser.add_argument("--only", help="the rows of this name, or of the network of this name")
+    parser.add_argument("--again", action="store_true", help="make what is there anew")
     chosen = parser.parse_args(arguments)
     training.forgive_output()
     training.check_runs_folder()
     for name in study.PLANS if "all" in chosen.studies else chosen.studies:
         for task in [chosen.task] if chosen.task else training.NAMES:
-            conduct(name, task, chosen.only)
+            conduct(name, task, chosen.only, chosen.again)
 
 
 if __name__ == "__main__":

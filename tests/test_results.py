@@ -1,5 +1,6 @@
 """What comes out of a task: the best run, how losses end, results.json, and the tables."""
 
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -154,9 +155,12 @@ def test_a_study_says_what_of_it_was_left_out_and_how_long_it_would_take(monkeyp
     monkeypatch.setattr(study_tables, "published_results", lambda task: found)
     monkeypatch.setattr(study_tables, "published_studies", lambda task: {})
     assert study_tables.study_table("det", "seeds").endswith("seeds --task det` makes it in about 111 h (one GPU).*")
-    rows = [{"name": trial.name, "network": trial.name, "settings": {"seed": seed}} for seed in trial.seeds]
+    settings = [asdict(replace(trial.settings, seed=seed)) for seed in trial.seeds]
+    rows = [{"name": trial.name, "network": trial.name, "settings": each} for each in settings]
     assert [each.seeds for each in study_tables.lacking("det", "seeds", rows[:1])] == [trial.seeds[1:]]
     assert study_tables.lacking("det", "seeds", rows) == []
+    other = [*rows[1:], {**rows[0], "settings": {**settings[0], "epochs": 3}}]
+    assert [each.seeds for each in study_tables.lacking("det", "seeds", other)] == [trial.seeds[:1]]
     left = study_tables.lacking("det", "recipes", rows)
     begun = [{"name": "ours", "network": "CompactNet2"}]
     names = "SkreNet2, SimpleNet2, FloNet2, CompactNet2"

@@ -76,7 +76,7 @@ def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, mon
     assert found["unsnapped mean"] != run.val["mean"]
 
 
-def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch):
+def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("DATA_SOURCE", "digits")
     monkeypatch.setattr(data, "load", functools.partial(data.load, sizes=(64, 32, 8), folder=tmp_path))
@@ -85,8 +85,13 @@ def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch):
     plan = [(name, network) for name in ("a", "b") for network in (Tiny, other)]
     trials = [study.Trial(*each, replace(SHORT, epochs=2), (1, 2)) for each in plan]
     monkeypatch.setitem(study.PLANS, "seeds", lambda task: trials)
-    for arguments in (["--only", "b"], [], ["--only", "a"]):
+    made = []
+    monkeypatch.setattr(command, "write_down", lambda *row, keep=command.write_down: (made.append(row[2]), keep(*row)))
+    for arguments, expected in ((["--only", "b"], 4), ([], 4), ([], 0), (["--only", "a", "--again"], 4)):
+        made.clear()
         command.main(["seeds", "--task", "loc", *arguments])
+        assert len(made) == expected
+        assert ("nothing is lacking" in capsys.readouterr().out) == (not expected)
     found = json.loads((tmp_path / "studies.json").read_text(encoding="utf-8"))
     assert found.keys() == {"loc"}
     rows = found["loc"]["seeds"]

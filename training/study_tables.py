@@ -1,6 +1,7 @@
 """The tables of published studies, see `training/study.py`, in Markdown."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from training.reference import published_curves
@@ -35,15 +36,15 @@ def study_table(task: str, name: str) -> str:
 
 
 def lacking(task: str, name: str, rows: Sequence[dict[str, Any]]) -> list[Trial]:
-    """The trials of a study, each with those of its seeds of which there is no row."""
-    made = {(row["name"], row["network"], row["settings"]["seed"]) for row in rows}
-    trials = [
-        trial._replace(
-            seeds=tuple(each for each in trial.seeds if (trial.name, trial.network.__name__, each) not in made)
-        )
-        for trial in PLANS[name](task)
-    ]
-    return [trial for trial in trials if trial.seeds]
+    """The trials of a study, each with those of its seeds of which there is no row with its settings."""
+    made = [(row["name"], row["network"], row["settings"]) for row in rows]
+
+    def is_lacking(trial: Trial, seed: int) -> bool:
+        return (trial.name, trial.network.__name__, asdict(replace(trial.settings, seed=seed))) not in made
+
+    trials = PLANS[name](task)
+    left = [trial._replace(seeds=tuple(each for each in trial.seeds if is_lacking(trial, each))) for trial in trials]
+    return [trial for trial in left if trial.seeds]
 
 
 def what_of(left: Sequence[Trial], rows: Sequence[dict[str, Any]]) -> str:
