@@ -162,7 +162,7 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     return figure
 
 
-def pick_confused(matches: Matches, pairs: int = 3, each: int = 4) -> tuple[Tensor, list[str]]:
+def pick_confused(matches: Matches, pairs: int = 2, each: int = 6) -> tuple[Tensor, list[str]]:
     """Localization: pictures of the commonest confusions, the first few of each, and what each row of them is."""
     wrong = matches.digit & matches.found & ~matches.right
     pair = matches.true_category * 10 + matches.category
