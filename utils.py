@@ -536,7 +536,7 @@ def draw_found(picture: Tensor, boxes: Tensor, texts: Sequence[str]) -> Figure:
 
 
 def _notes(outputs: Tensor, labels: Tensor) -> list[str]:
-    """For each picture what came of it, in two or three words."""
+    """For each picture what came of it, in two or three words, which stay together where lines break."""
     matches = match(outputs, labels)
     per_picture = [values.reshape(len(labels), -1) for values in matches]
     notes = []
@@ -554,7 +554,7 @@ def _notes(outputs: Tensor, labels: Tensor) -> list[str]:
         hit = digit & found
         if hit.any():
             parts.append(f"IoU {iou[hit].mean():.2f}")
-        notes.append(", ".join(parts) or "none, right")
+        notes.append(", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts) or "none, right")
     return notes
 
 
