@@ -5,8 +5,8 @@ python scripts/study.py reproduction            one of them
 python scripts/study.py longer --task det       for one task
 python scripts/study.py reproduction --only SimpleNet2
 
-Made is what is lacking there; with --again what is there is made anew. Runs are resumable and kept with the others.
-Several of these may work at once, on different studies, tasks or networks.
+Only what is lacking there is made, with --again all of it. Runs are resumable and kept with the others. Several of
+these may work at once, on different studies, tasks or networks.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", nargs="*", choices=[*study.PLANS, "all"], default="all")
     parser.add_argument("--task", choices=list(training.NAMES))
     parser.add_argument("--only", help="the rows of this name, or of the network of this name")
-    parser.add_argument("--again", action="store_true", help="make what is there anew")
+    parser.add_argument("--again", action="store_true", help="also what is there already")
     chosen = parser.parse_args(arguments)
     training.forgive_output()
     training.check_runs_folder()
