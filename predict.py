@@ -22,10 +22,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import pictures
+import pieces
 import utils
 from data import DataError
 from data.labels import HEIGHT, WIDTH
-from pictures import HIGH, Picture, Piece
+from pictures import Picture
+from pieces import HIGH, Piece
 from training.progress import forgive_output
 from training.weights import Trained, load_weights
 
@@ -129,7 +131,7 @@ def _find(picture: Picture, where: str, weights: Trained, threshold: float, log:
     gray = picture.gray
     fitted = fit_picture(gray)
     rows, columns = slice(fitted.top, fitted.top + fitted.height), slice(fitted.left, fitted.left + fitted.width)
-    noisy = pictures.as_trained_on(fitted.picture[:, rows, columns])
+    noisy = pieces.as_trained_on(fitted.picture[:, rows, columns])
     if noisy:
         shown, notes = noisy
         certain = threshold if notes else 0.0  # changed, noise may be another than it was trained on
@@ -139,7 +141,7 @@ def _find(picture: Picture, where: str, weights: Trained, threshold: float, log:
         digits = [each for each in _find_in_noise(fit_picture(shown), weights, threshold) if each.score >= certain]
         scale = picture.width / fitted.width, picture.height / fitted.height
     else:
-        found = pictures.find_pieces(picture)
+        found = pieces.find_pieces(picture)
         count = len(found.pieces)
         notes = found.notes + [f"{count} piece{'s' * (count > 1)} of ink, cut out"] * (count > 0)
         digits = [digit for piece in found.pieces if (digit := _name_piece(piece, weights)).score >= threshold]
@@ -170,7 +172,7 @@ def _find_in_noise(fitted: Fitted, weights: Trained, threshold: float) -> list[D
 def _name_piece(piece: Piece, weights: Trained) -> Digit:
     """A piece of ink as the network sees it in six places and three sizes: the class with the highest mean score."""
     centres = [(x, y) for y in (HEIGHT / 4, HEIGHT * 3 / 4) for x in (WIDTH / 6, WIDTH / 2, WIDTH * 5 / 6)]  # of cells
-    shown = torch.stack([pictures.pose(piece, HIGH[i % 3], centre) for i, centre in enumerate(centres)])
+    shown = torch.stack([pieces.pose(piece, HIGH[i % 3], centre) for i, centre in enumerate(centres)])
     votes = torch.zeros(10)
     for centre, found in zip(centres, utils.decode(_ask(shown, weights), 0.0), strict=True):
         middles = (found["boxes"][:, :2] + found["boxes"][:, 2:]) / 2

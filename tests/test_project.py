@@ -22,7 +22,8 @@ CODE = {task: [cell for cell in cells if cell.cell_type == "code"] for task, cel
 BELOW = {"data": {"data"}, "models": {"data"}, "utils": {"data"}, "training": {"data", "models", "utils"}}
 BELOW |= {
     "pictures": {"data"},
-    "predict": {"data", "utils", "training", "pictures"},
+    "pieces": {"data", "pictures"},
+    "predict": {"data", "utils", "training", "pictures", "pieces"},
     "scripts": {"data", "models", "utils", "training", "scripts"},
 }
 TRAINING = ["layers", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results", "tables"]
