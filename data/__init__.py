@@ -50,8 +50,7 @@ class Split:
             index = index if len(index) else index.long()  # of an empty list torch makes floats
         numbers = torch.arange(len(self))[index].tolist()
         lists = [self.lists[number] for number in numbers] if self.lists is not None else None
-        made = (self.digits, self.visible, self.pieces)
-        made = (values[index] if values is not None else None for values in made)
+        made = (None if values is None else values[index] for values in (self.digits, self.visible, self.pieces))
         return Split(self.pictures[index], self.labels[index], lists, *made)
 
     def to(self, device: torch.device) -> "Split":
