@@ -5,7 +5,7 @@ All take normalised pictures (N, 1, 48, 60). A localizer returns (N, 15) =
 [pc logit, x, y, w, h, one class logit] for each cell of the 2x3 grid.
 
 Six networks follow the course's reference submission (INF265, project 2, spring 2024); CompactNet and CompactNet2 are
-this project's own. `PostProcess` finishes their boxes in evaluation.
+this project's own.
 """
 
 import math
@@ -359,56 +359,6 @@ class CompactNet2(GridNetwork):
     def lay_out(self, cells: Tensor) -> Tensor:
         column, row = (torch.arange(count, device=cells.device) for count in (COLUMNS, ROWS))
         return to_cells(cells, column, row[:, None]).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
-
-
-# ---------------------------------------------------------------------------------------------- what finishes boxes
-
-
-class BoundedBoxes(nn.Module):
-    """A network with a sigmoid on its boxes, in training too: no box is negative or larger than the picture."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        outputs = self.network(pictures).float()  # in training layers may give bfloat16, too coarse for boxes
-        columns, rows = grid_size(outputs)
-        largest = per_channel(outputs, (columns, rows))
-        boxes = outputs[:, 1:3].sigmoid(), outputs[:, 3:5].sigmoid() * largest
-        return torch.cat((outputs[:, :1], *boxes, outputs[:, 5:]), 1)
-
-
-class PostProcess(nn.Module):
-    """A network whose boxes are snapped to whole pixels, where labels have their edges: in evaluation only, since
-    rounding has no gradient."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, pictures: Tensor) -> Tensor | Answers:
-        outputs = self.network(pictures)
-        return outputs if self.training else self.finish(outputs)
-
-    @staticmethod
-    def finish(outputs: Tensor) -> Tensor:
-        """Outputs (N, 15) or (N, 6, 2, 3), as the network gives them -> the same, every edge on the nearest pixel."""
-        columns, rows = grid_size(outputs)
-        pixels = per_channel(outputs, (WIDTH / columns, HEIGHT / rows))  # a cell is a whole number of them
-        centre, half = outputs[:, 1:3], outputs[:, 3:5] / 2
-        low, high = (((centre + sign * half) * pixels).round() / pixels for sign in (-1, 1))
-        return torch.cat((outputs[:, :1], (low + high) / 2, high - low, outputs[:, 5:]), 1)
-
-
-def grid_size(outputs: Tensor) -> tuple[int, int]:
-    """Columns and rows of the grid in whose cells boxes are measured: that of detection, or one cell, the picture."""
-    return (COLUMNS, ROWS) if outputs.ndim == 4 else (1, 1)
-
-
-def per_channel(outputs: Tensor, pair: tuple[float, float]) -> Tensor:
-    """Two numbers, for x and y, in a shape that goes with outputs (N, 2) or (N, 2, 2, 3)."""
-    return outputs.new_tensor(pair).view(1, 2, *[1] * (outputs.ndim - 2))
 
 
 REFERENCE_LOCALIZERS: tuple[type[nn.Module], ...] = (SkreNet, FloNet, SimpleNet)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import models
-from training import Layer, list_layers
+from training import Layer, boxes, list_layers
 
 PARAMETERS = {
     models.SkreNet: 38_533_910,
@@ -172,7 +172,7 @@ def test_own_networks_begin_undecided_and_with_positive_boxes(network):
 def test_edges_snap_to_whole_pixels_in_evaluation_only(empty, place, size):
     units, outputs = torch.tensor(size * 2), empty.clone()
     outputs[0, 1:5][(..., *place)] = torch.tensor([10.2, 20.1, 10.9, 15.9]) / units  # edges 4.75, 15.65; 12.15, 28.05
-    network = models.PostProcess(nn.Identity())
+    network = boxes.PostProcess(nn.Identity())
     assert network(outputs) is outputs
     found = network.eval()(outputs)[0, 1:5][(..., *place)]
     assert (found * units).tolist() == pytest.approx([10.5, 20, 11, 16], abs=1e-4)
@@ -182,7 +182,7 @@ def test_edges_snap_to_whole_pixels_in_evaluation_only(empty, place, size):
 def test_bounded_boxes_are_no_larger_than_the_picture_and_never_negative(empty, largest):
     for logit, share in ((50.0, 1.0), (0.0, 0.5), (-50.0, 0.0)):
         outputs = empty + logit
-        found = models.BoundedBoxes(nn.Identity())(outputs)
+        found = boxes.BoundedBoxes(nn.Identity())(outputs)
         for box in found[0, 1:5].reshape(4, -1).T.tolist():
             assert box == pytest.approx([share * each for each in largest], abs=1e-6)
         assert torch.equal(found[:, [0, 5]], outputs[:, [0, 5]])

@@ -26,8 +26,8 @@ BELOW |= {
     "predict": {"data", "utils", "training", "pictures", "pieces"},
     "scripts": {"data", "models", "utils", "training", "scripts"},
 }
-TRAINING = ["layers", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results", "tables"]
-TRAINING += ["study", "study_tables", "plots", "errors", "search", "baselines", "lab", "colab", "__init__"]
+TRAINING = ["layers", "boxes", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results"]
+TRAINING += ["tables", "study", "study_tables", "plots", "errors", "search", "baselines", "lab", "colab", "__init__"]
 each_task = pytest.mark.parametrize("task", training.NAMES)
 
 

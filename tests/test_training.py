@@ -18,7 +18,7 @@ import models
 import training
 import utils
 from data import DataError, augment, files, labels
-from training import Hooks, NonFiniteLoss, Settings, keys, loop, plots, results, runs, weights
+from training import Hooks, NonFiniteLoss, Settings, boxes, keys, loop, plots, results, runs, weights
 
 pytestmark = pytest.mark.usefixtures("one_core")
 RECIPES = [("loc", SHORT), ("det", SHORT), ("loc", RICH), ("det", RICH)]
@@ -120,8 +120,8 @@ def test_training_pictures_are_shifted_anew_in_every_epoch(sets):
 
 def test_networks_are_assembled_as_the_settings_say():
     net = loop.assemble(models.SkreNet, RICH)
-    assert isinstance(net, models.PostProcess)
-    assert isinstance(net.network, models.BoundedBoxes)
+    assert isinstance(net, boxes.PostProcess)
+    assert isinstance(net.network, boxes.BoundedBoxes)
     assert isinstance(loop.assemble(models.CompactNet, RICH).network, models.CompactNet)  # needs no second bound
     assert isinstance(loop.assemble(models.SkreNet, SHORT), models.SkreNet)
 
@@ -272,7 +272,7 @@ def digest():
         (labels.cells_to_picture, "COLUMNS", "ROWS"),  # in data, used by augment, which training uses
         (utils.combined_loss, "square().mean(1)", "square().sum(1)"),
         (utils.infer, "network.eval()", "network.train()"),  # within a decorator
-        (models.PostProcess.finish, ".round()", ".floor()"),
+        (boxes.snap, ".round()", ".floor()"),
         (utils.Matches.right.fget, "& (", "| ("),
         (loop.draw_batches, "100_003", "100_004"),
     ],

@@ -12,6 +12,7 @@ from torchvision.ops import box_convert, box_iou
 import data
 import models
 import utils
+from training import boxes
 from training.reference import published_curves, reference_mean
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -435,7 +436,7 @@ def test_map_is_the_same_for_pictures_side_by_side_as_one_by_one(splits, task, s
     rng = torch.Generator().manual_seed(1)
     outputs[:, 0] += torch.randn(outputs[:, 0].shape, generator=rng) * 20
     outputs[:, 1:5] += torch.randn(outputs[:, 1:5].shape, generator=rng) * 0.03
-    outputs = models.PostProcess.finish(outputs) if snapped else outputs
+    outputs = boxes.PostProcess.finish(outputs) if snapped else outputs
     joined = utils.mean_average_precision(outputs, labels)
     monkeypatch.setattr(utils, "JOINED", 1)
     assert utils.mean_average_precision(outputs, labels).scores == joined.scores

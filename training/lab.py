@@ -15,6 +15,7 @@ import utils
 from data import checks
 from data.labels import CLASSES
 from training.baselines import BrightPatches, trivial_outputs, visible_outputs
+from training.boxes import PostProcess
 from training.errors import bootstrap, border_rows, edge_errors, edge_rows, piece_rows
 from training.loop import overfit
 from training.progress import Progress
@@ -101,7 +102,7 @@ class Lab:
     def test_unsnapped(self, run: Run) -> dict[str, float]:
         """A run's scores on the test pictures without its edges being snapped to whole pixels."""
         network = run.load(self.device)
-        network = network.network if isinstance(network, models.PostProcess) else network
+        network = network.network if isinstance(network, PostProcess) else network
         return self._test(run.name, self.infer(network, self.splits.test)).scores
 
     @cached_property

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 import models
 import utils
 from data import Split, Splits, augment
+from training.boxes import BoundedBoxes, PostProcess
 from training.reference import reference_mean
 from training.settings import Settings
 
@@ -83,8 +84,8 @@ def assemble(network: type[nn.Module], settings: Settings) -> nn.Module:
     """The network as the settings want it, with new weights."""
     model = network()
     if settings.bounded_boxes and not getattr(model, "bounded", False):
-        model = models.BoundedBoxes(model)
-    return models.PostProcess(model) if settings.snap_to_pixels else model
+        model = BoundedBoxes(model)
+    return PostProcess(model) if settings.snap_to_pixels else model
 
 
 def build(network: type[nn.Module], settings: Settings, device: torch.device, pictures: int = 1) -> TrainState:

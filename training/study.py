@@ -13,6 +13,7 @@ from torch import nn
 import models
 import utils
 from data import Splits
+from training.boxes import PostProcess
 from training.progress import Progress
 from training.reference import reference_mean
 from training.results import summarize
@@ -163,7 +164,7 @@ def examine(run: Run, splits: Splits, normal: utils.Normalizer) -> dict[str, Any
     outputs = utils.infer(model, val.pictures, normal).cpu()
     matches = utils.match(outputs, val.labels)
     found: dict[str, Any] = {name: int(utils.failures(matches)[name].sum()) for name in ("missed", "false alarm")}
-    if isinstance(model, models.PostProcess):
+    if isinstance(model, PostProcess):
         model = model.network
         found["unsnapped mean"] = utils.evaluate(model, val, normal)["mean"]
     if isinstance(model, TenChannels):
@@ -173,7 +174,7 @@ def examine(run: Run, splits: Splits, normal: utils.Normalizer) -> dict[str, Any
         found["map, NMS"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU).scores
         if isinstance(model, models.GridNetwork):
             model.ranks = False
-            unranked = models.PostProcess.finish(utils.infer(model, val.pictures, normal).cpu())
+            unranked = PostProcess.finish(utils.infer(model, val.pictures, normal).cpu())
             found["map, unranked"] = utils.mean_average_precision(unranked, val.labels).scores
     return found
 
