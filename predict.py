@@ -259,18 +259,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             picture = pictures.read(path, str(path), log)
             digits = _find(picture, str(path), trained, options.threshold, log)
+            for digit in digits:
+                left, top, right, bottom = digit.box
+                box = f"{left:.1f} {top:.1f} {right:.1f} {bottom:.1f}"
+                print(f"{path}: class {digit.category}, score {digit.score:.3f}, box {box}")
+            if not digits:
+                print(f"{path}: no digit")
             utils.save_figure(_draw(picture, digits), drawing.parent, drawing.stem)
+            log(f"{path}: drawn in {drawing}")
         except (OSError, ValueError) as error:  # the other pictures can still be done
             log(f"predict.py: {error}")
             status = 2
-            continue
-        for digit in digits:
-            left, top, right, bottom = digit.box
-            box = f"{left:.1f} {top:.1f} {right:.1f} {bottom:.1f}"
-            print(f"{path}: class {digit.category}, score {digit.score:.3f}, box {box}")
-        if not digits:
-            print(f"{path}: no digit")
-        log(f"{path}: drawn in {drawing}")
     return status
 
 

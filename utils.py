@@ -749,14 +749,15 @@ def per_class(matches: Matches, classes: int) -> list[dict[str, Any]]:
 
 def plot_per_class(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Accuracy and IoU of every class, as `per_class` gives them."""
-    figure, axis = plt.subplots(figsize=(PAGE, 4.8))
-    place = np.arange(len(rows))
-    for shift, key, label in ((-0.2, "accuracy", "detection & class accuracy"), (0.2, "iou", "IoU, where found")):
-        values = [row[key] or 0.0 for row in rows]
-        bars = axis.bar(place + shift, values, 0.38, label=label)
-        axis.bar_label(bars, [f"{row[key]:.2f}" if row[key] is not None else "" for row in rows], fontsize=12)
-    axis.set_xticks(place, [row["class"] for row in rows])
-    axis.set(title=title, xlabel="class", ylim=(0, 1.1))
+    figure, axis = plt.subplots(figsize=(PAGE, 4.4))
+    for key, label, mark in (("accuracy", "detection & class accuracy", "s"), ("iou", "IoU, where found", "o")):
+        shown = [(number, row[key]) for number, row in enumerate(rows) if row[key] is not None]
+        axis.plot(*zip(*shown, strict=True), mark, markersize=9, label=label)
+        for place in shown:
+            axis.annotate(f"{place[1]:.3f}", place, (0, 8), textcoords="offset points", ha="center", fontsize=11)
+    axis.set_xticks(range(len(rows)), [row["class"] for row in rows])
+    axis.set(title=title, xlabel="class")
+    axis.margins(y=0.15)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -783,8 +784,8 @@ def plot_by_size(matches: Matches, labels: Tensor, visible: Matches | None = Non
         axis.fill_between(middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="middle half")
     if visible is not None:
         axis.plot(middles, oracle, "^:", color="dimgrey", label="IoU of the box around visible ink")
-    axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels", ylim=(0, 1.02))
-    axis.legend(frameon=False, loc="lower right")
+    axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels")
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     return figure
 
 

@@ -121,9 +121,11 @@ def load(
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes: expected three numbers of pictures above 0, found {sizes}")
     course = Path(folder or os.environ.get("DATA_DIR") or FOLDER).expanduser()
+    if not folder and not source and os.environ.get("DATA_DIR") and not sources.any_course_files(course):
+        raise DataError(f"DATA_DIR: expected a folder with the course's files, found none of them in {course}")
     folder = Path(folder or FOLDER)
     if source == "course" or (source is None and sources.course_is_there(course, task)):
-        log(f"data: the course's files in {course.name}/")
+        log(f"data: the course's files in {course.resolve().name}/")
         return _load_course(course, task, sizes, log)
     if source == "mnist" or source is None:
         if sources.mnist_is_there(folder, log):

@@ -295,5 +295,8 @@ def save_json(path: Path, value: Any, **options: Any) -> None:
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """What a JSON file of ours holds, by name; nothing where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What a JSON file of ours holds, by name; nothing where there is none. Raises DataError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{path}: damaged, expected JSON: {error}") from error

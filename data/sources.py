@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from data.files import DataError, SaveError, atomic_write, load_tensors
+from data.files import DataError, atomic_write, load_tensors
 from data.labels import check_split, mend_labels, mend_pictures
 
 NAMES = ("course", "mnist", "digits")
@@ -63,6 +63,11 @@ def course_is_there(folder: Path, task: str) -> bool:
             f"but not {', '.join(missing)}"
         )
     return not missing
+
+
+def any_course_files(folder: Path) -> bool:
+    """Whether any of the course's files, of either task, is in the folder."""
+    return any(path.is_file() for task in COURSE_FILES for path in course_files(folder, task))
 
 
 def load_course(
@@ -154,8 +159,7 @@ def mnist_is_there(folder: Path, log: Callable[[str], None] = print) -> bool:
                 content = gzip.decompress(_find_packed(path.with_name(name), md5, MNIST.mirrors))
                 atomic_write(path, lambda file, content=content: file.write(content))
     except OSError as error:
-        if damaged or isinstance(error, SaveError):
-            log(f"data: MNIST's files{' are damaged,' * bool(damaged)} cannot be had again: {error}")
+        log(f"data: MNIST's files{' are damaged, and' * bool(damaged)} cannot be had: {error}")
         return False
     return True
 
@@ -166,8 +170,8 @@ def _find_packed(path: Path, md5: str, mirrors: list[str]) -> bytes:
     if path.is_file() and _md5(content := path.read_bytes()) == md5:
         return content
     addresses = [mirror + path.name for mirror in mirrors]
-    if not _reachable(addresses):
-        raise ConnectionError(f"{path.name}: no download without internet")
+    if why := _why_unreachable(addresses):
+        raise ConnectionError(f"{path.name}: no download, {why}")
     for address in addresses:
         with contextlib.suppress(OSError, HTTPException):
             with urlopen(address, timeout=NO_INTERNET_AFTER) as answer:
@@ -181,16 +185,17 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _reachable(addresses: list[str]) -> bool:
-    """Whether there is a file at any of the addresses, asked for directly or through the system's proxy. Waits for
-    NO_INTERNET_AFTER seconds, looking up names included."""
-    answered = threading.Event()
+def _why_unreachable(addresses: list[str]) -> str:
+    """Why there is a file at none of the addresses, asked for directly or through the system's proxy; nothing where
+    there is one. Waits for NO_INTERNET_AFTER seconds, looking up names included."""
+    answered, said = threading.Event(), [f"no answer in {NO_INTERNET_AFTER} seconds"]
 
     def ask(address: str) -> None:
-        # ValueError: what the environment names as the proxy is no address.
-        with contextlib.suppress(OSError, HTTPException, ValueError):
+        try:
             urlopen(Request(address, method="HEAD"), timeout=NO_INTERNET_AFTER).close()
             answered.set()
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: the proxy that is named is no address
+            said.append(str(error) or type(error).__name__)
 
     # A name's look-up cannot be given a time limit, but a thread can be left behind.
     threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
@@ -199,7 +204,7 @@ def _reachable(addresses: list[str]) -> bool:
     for _ in range(int(NO_INTERNET_AFTER / 0.1)):
         if answered.wait(0.1) or not any(thread.is_alive() for thread in threads):
             break
-    return answered.is_set()
+    return "" if answered.is_set() else said[-1]
 
 
 def load_mnist(folder: Path) -> Digits:

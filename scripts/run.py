@@ -7,7 +7,6 @@ python scripts/run.py --store         the notebooks themselves get the outputs, 
 
 import argparse
 import asyncio
-import json
 import os
 import socket
 import sys
@@ -26,7 +25,7 @@ sys.path.insert(0, str(HOME))
 os.chdir(HOME)
 
 import training  # noqa: E402  (found only once the project's folder is on the path)
-from data.files import SaveError, atomic_write  # noqa: E402
+from data.files import SaveError, atomic_write, load_json  # noqa: E402
 from training import tables  # noqa: E402
 
 NOTEBOOKS = {task: f"{name}.ipynb" for task, name in training.NAMES.items()}
@@ -148,6 +147,9 @@ def main() -> int:
         training.check_runs_folder()
     except (ValueError, SaveError) as error:
         parser.error(str(error))
+    if store and not profile.submission:  # its figures, weights and histories go elsewhere
+        submissions = [name for name, each in training.PROFILES.items() if each.submission]
+        parser.error(f"--store: expected PROFILE to be one of {', '.join(submissions)}, found {profile.name}")
     folder = training.runs_folder() / profile.name
     print(f"profile {profile.name}: {profile.about}", flush=True)
     copies = []
@@ -162,7 +164,7 @@ def main() -> int:
             print(f"{said}: finished and half-trained runs are kept in {training.runs_folder()}", file=sys.stderr)
             return 130
     figures = profile.outcome_folder("figures")
-    results = json.loads((figures / "results.json").read_text(encoding="utf-8"))
+    results = load_json(figures / "results.json")
     for task in tasks:
         print(f"\n{task}\n{tables.results_table(task, results[task], training.published_studies(task))}")
     if store:

@@ -39,9 +39,9 @@ def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EP
     network, own = models.NETWORKS[task][-1], replace(training.OWN, epochs=epochs)
     study.enqueue_trial(search.by_hand(network, own), skip_if_exists=True)  # to be compared with the others
     search.search(study, trials, search.propose_own(network, own), splits, normal)
-    results = files.load_json(RESULTS)
-    results[task] = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
-    files.save_json(RESULTS, results, indent=1)
+    found = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
+    with files.lock(training.runs_folder() / "search.lock", 60):  # others may be writing
+        files.save_json(RESULTS, {**files.load_json(RESULTS), task: found}, indent=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

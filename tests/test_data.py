@@ -26,13 +26,13 @@ from utils import as_floats
 TASKS = pytest.mark.parametrize("task", ["loc", "det"])
 COURSE = {task: [path.name for path in sources.course_files(data.FOLDER, task)] for task in ("loc", "det")}
 three = attrgetter("train", "val", "test")
-reachable = sources._reachable
+why_unreachable = sources._why_unreachable
 
 
 @pytest.fixture(autouse=True)
 def without_internet(monkeypatch):
     monkeypatch.delenv("DATA_SOURCE", raising=False)
-    monkeypatch.setattr(sources, "_reachable", lambda addresses: False)
+    monkeypatch.setattr(sources, "_why_unreachable", lambda addresses: "no internet")
 
 
 def load(task, folder, source="digits", sizes=(60, 20, 20)):
@@ -402,6 +402,9 @@ def test_the_named_source_is_taken_or_the_first_that_is_there(course, monkeypatc
         for name in COURSE["det"]:
             (course / name).unlink()
         assert taken() == "mnist"
+        patch.setenv("DATA_DIR", str(course / "mistyped"))
+        with pytest.raises(DataError, match="DATA_DIR: expected a folder with the course's files, found none"):
+            load("det", None, None)
     assert taken() == "digits"
 
 
@@ -438,7 +441,7 @@ def test_a_download_that_fails(tmp_path, monkeypatch):
         assert timeout == sources.NO_INTERNET_AFTER
         raise errors.pop()
 
-    monkeypatch.setattr(sources, "_reachable", lambda addresses: True)
+    monkeypatch.setattr(sources, "_why_unreachable", lambda addresses: "")
     monkeypatch.setattr(sources, "urlopen", fail)
     assert [sources.mnist_is_there(tmp_path) for _ in range(2)] == [False, False]
     assert errors == []
@@ -450,7 +453,7 @@ def test_a_network_that_never_answers_is_not_waited_for(hanging, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/"
-    assert not reachable([address])  # where nobody listens any more
+    assert "refused" in why_unreachable([address])  # nobody listens any more
     done = threading.Event()
 
     def hang(*arguments):
@@ -460,6 +463,6 @@ def test_a_network_that_never_answers_is_not_waited_for(hanging, monkeypatch):
     monkeypatch.setattr(sources, "NO_INTERNET_AFTER", 0.5)
     monkeypatch.setattr(socket, hanging, hang)
     before = time.monotonic()
-    assert not reachable(["http://first.invalid/", "https://second.invalid/"])
+    assert why_unreachable(["http://first.invalid/", "https://second.invalid/"]) == "no answer in 0.5 seconds"
     assert 0.4 < time.monotonic() - before < 3
     done.set()

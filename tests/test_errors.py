@@ -37,10 +37,13 @@ def test_digits_are_counted_by_their_distance_to_a_border():
     outputs = perfect_outputs(labels)
     outputs[0, 0, 0, 1] = -9  # missed
     outputs[0, 5, 1, 2] = -9  # taken for a 0
-    rows = {name: counts for name, *counts in errors.border_rows(utils.match(outputs, labels), labels)}
-    assert rows["0.5 to 1 pixels"] == [1, 1, 0, "100.00%"]
-    assert rows["4 pixels or more"] == [1, 0, 1, "100.00%"]
-    assert rows["1 to 2 pixels"] == [0, 0, 0, "0.00%"]
+    outputs[0, :, 0, 0] = torch.tensor(
+        [9, 0.95, 0.5, 0.6, 1, 9]
+    )  # claimed by the other cell, a pixel left of the border
+    rows = {name: counts for name, *counts in errors.border_rows(outputs, labels)}
+    assert rows["0.5 to 1 pixels"] == [1, 1, 0, "100.00%", 0]
+    assert rows["4 pixels or more"] == [1, 0, 1, "100.00%", 0]
+    assert rows["1 to 2 pixels"] == [0, 0, 0, "0.00%", 1]
 
 
 def test_digits_whose_ink_is_in_pieces_are_counted_apart():

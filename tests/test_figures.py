@@ -120,8 +120,6 @@ def test_published_curves_are_dashed_beside_ours():
     assert drawn["validation, here"] == [0.75, 1.0]
     assert drawn["validation, published"] == published_curves("FloNet")["val_mean"]
     assert {line.get_linestyle() for line in figure.axes[0].lines if "published" in line.get_label()} == {"--"}
-    figure = plots.plot_longer([{"network": "FloNet", "curves": curves}])
-    assert lines(figure.axes[0])["FloNet"] == [0.25, 0.5]
 
 
 def test_a_search_is_drawn_trial_by_trial_and_over_what_matters_most():

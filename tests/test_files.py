@@ -132,6 +132,14 @@ def test_damage_anywhere_is_found_or_harmless(save, load, tmp_path):
                 assert str(load(tmp_path / "file")) == str(value), at
 
 
+def test_damaged_json_is_named(tmp_path):
+    path = tmp_path / "results.json"
+    assert files.load_json(path) == {}
+    path.write_text("<<<<<<< ours")
+    with pytest.raises(DataError, match=r"results.json: damaged, expected JSON"):
+        files.load_json(path)
+
+
 def test_an_entry_marked_as_a_folder_is_damage(tmp_path):
     """By one bit that no checksum covers: torch would take what the memory holds for its numbers."""
     files.save_tensors(tmp_path / "file", torch.zeros(6))

@@ -122,10 +122,10 @@ def test_damaged_files_without_a_way_to_others_are_said_and_the_next_source_used
     first.parent.mkdir(parents=True)
     first.write_bytes(b"half")
     packed[f"{first.name}.gz"] = b"a web page"
-    for reason in ("no mirror has it whole", "no download without internet"):
+    for reason in ("no mirror has it whole", "no download, HTTP Error 404: Not Found"):
         told = []
         assert data.load("loc", None, (4, 2, 2), tmp_path, told.append).source == "digits"
-        assert told[0] == f"data: MNIST's files are damaged, cannot be had again: {first.name}.gz: {reason}"
+        assert told[0] == f"data: MNIST's files are damaged, and cannot be had: {first.name}.gz: {reason}"
         assert "scikit-learn's digits" in told[1]
         packed.pop(f"{first.name}.gz", None)
     with pytest.raises(data.DataError, match="no MNIST files, or damaged ones"):

@@ -453,11 +453,13 @@ def test_what_cannot_be_done_is_refused_in_one_line(options, reason, weights, im
     assert {path.name: path.read_bytes() for path in image.parent.iterdir()} == {"seven.png": content}
 
 
-def test_a_drawing_that_cannot_be_written_is_named(weights, image, capsys):
+def test_a_drawing_that_cannot_be_written_is_named_and_the_answer_given(weights, image, capsys):
     drawing = image.with_name("seven_found.png")
     drawing.mkdir()
     assert predict.main([str(image), "--weights", str(weights / "localization.pt")]) == 2
-    assert capsys.readouterr() == ("", f"predict.py: {drawing}: cannot be written, Is a directory\n")
+    printed = capsys.readouterr()
+    assert printed.err == f"predict.py: {drawing}: cannot be written, Is a directory\n"
+    assert printed.out.startswith(str(image))
 
 
 def test_the_command_runs_from_any_folder(image):

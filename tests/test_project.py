@@ -97,6 +97,14 @@ def test_readme_and_notebooks_show_the_published_results(tmp_path):
         assert training.headline(task, PUBLISHED[task], published_studies(task)) in shown
 
 
+def test_only_a_run_for_submission_is_stored(monkeypatch, capsys):
+    monkeypatch.setenv("PROFILE", "smoke")
+    monkeypatch.setattr("sys.argv", ["run.py", "--store"])
+    with pytest.raises(SystemExit, match="2"):
+        run.main()
+    assert "expected PROFILE to be one of full, long, found smoke" in capsys.readouterr().err
+
+
 def test_what_files_say_of_other_files_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", (HOME / "README.md").read_text(encoding="utf-8")):
         assert target.startswith("http") or (HOME / target).exists(), target

@@ -65,9 +65,10 @@ def edge_rows(errors: Tensor) -> list[tuple[str, float, float, float, float]]:
     return rows
 
 
-def border_distances(labels: Tensor) -> Tensor:
-    """Detection: how many pixels the centre of each row's box lies from the nearest border between two cells, (M,)."""
-    left, top, right, bottom = pixel_boxes(labels).T
+def border_distances(rows: Tensor) -> Tensor:
+    """Detection: how many pixels the centre of each box, of outputs or labels, lies from the nearest border between two
+    cells, (M,)."""
+    left, top, right, bottom = pixel_boxes(rows).T
     distances = []
     for centre, size, count in (((left + right) / 2, WIDTH, COLUMNS), ((top + bottom) / 2, HEIGHT, ROWS)):
         borders = torch.arange(1, count) * (size / count)
@@ -75,16 +76,18 @@ def border_distances(labels: Tensor) -> Tensor:
     return torch.minimum(*distances)
 
 
-def border_rows(matches: Matches, labels: Tensor) -> list[tuple[str, int, int, int, str]]:
+def border_rows(outputs: Tensor, labels: Tensor) -> list[tuple[str, int, int, int, str, int]]:
     """Detection: digits by the distance of their centre to a border between cells: how many there are, are missed, are
-    named wrongly, and the share that is either."""
-    distance, rows = border_distances(labels), []
+    named wrongly, and the share that is either; and the false alarms whose box has its centre so far from one."""
+    matches, true, claimed = utils.match(outputs, labels), border_distances(labels), border_distances(outputs)
     wrong = matches.digit & matches.found & ~matches.right
+    rows = []
     for low, high in ((0, 0.5), (0.5, 1), (1, 2), (2, 4), (4, np.inf)):
-        mine = matches.digit & (distance >= low) & (distance < high)
-        counts = [int((mine & kind).sum()) for kind in (mine, ~matches.found, wrong)]
+        mine = matches.digit & (true >= low) & (true < high)
+        digits, missed, misnamed = (int((mine & kind).sum()) for kind in (mine, ~matches.found, wrong))
+        alarms = int((matches.found & ~matches.digit & (claimed >= low) & (claimed < high)).sum())
         said = f"{low:g} to {high:g} pixels" if high < np.inf else f"{low:g} pixels or more"
-        rows.append((said, *counts, f"{sum(counts[1:]) / max(1, counts[0]):.2%}"))
+        rows.append((said, digits, missed, misnamed, f"{(missed + misnamed) / max(1, digits):.2%}", alarms))
     return rows
 
 
@@ -147,9 +150,9 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
                 low.append(matches.iou[mine].quantile(0.25).item())
                 high.append(matches.iou[mine].quantile(0.75).item())
                 oracle.append(faint[mine].mean().item())
-        middle.plot(middles, means, "o-", color=PREDICTED, label="this network: mean")
+        middle.plot(middles, means, "o-", color=PREDICTED, label="network, mean")
         middle.fill_between(middles, low, high, color=PREDICTED, alpha=0.2, label="middle half")
-        middle.plot(middles, oracle, "^:", color="dimgrey", label="box around the visible ink")
+        middle.plot(middles, oracle, "^:", color="dimgrey", label="visible ink")
         middle.legend(frameon=False, loc="lower right")
     middle.set(title="faint digits", xlabel="IoU of the box around the visible ink", ylabel="IoU with the true box")
     believed = calibration(outputs, labels)

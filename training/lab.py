@@ -179,7 +179,7 @@ class Lab:
         labels = self.splits.test.labels
         rows = {"edges": edge_rows(edge_errors(outputs, labels)), "pieces": piece_rows(outputs, self.splits.test)}
         if self.task == "det":
-            rows["borders"] = border_rows(utils.match(outputs, labels), labels)
+            rows["borders"] = border_rows(outputs, labels)
         return {name: [list(row) for row in values] for name, values in rows.items()}
 
 

@@ -85,20 +85,6 @@ def plot_reproduction(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def plot_longer(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Training on beyond 60 epochs: validation mean, and losses on either kind of pictures."""
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 4.4))
-    panels = (("val_mean", "validation mean"), ("train_loss", "training loss"), ("val_loss", "validation loss"))
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        for number, row in enumerate(rows):
-            values = row["curves"][name]
-            axis.plot(range(1, len(values) + 1), values, color=f"C{number}", label=row["network"])
-        axis.axvline(60, color="grey", linestyle=":")
-        axis.set(title=title, xlabel="epoch", yscale="log" if "loss" in name else "linear")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rows), frameon=False)
-    return figure
-
-
 def plot_search(found: dict[str, Any]) -> Figure:
     """A search as search.json holds it: how far each trial was ahead of the recipe by hand, after as many epochs; how
     much each parameter matters for that; and the trials over the two that matter most."""

@@ -198,10 +198,11 @@ def save_checkpoint(
 
 
 def resume(
-    folder: Path, about: dict[str, Any], new: Callable[[], TrainState]
+    folder: Path, about: dict[str, Any], new: Callable[[], TrainState], mend: bool = True
 ) -> tuple[TrainState, dict[str, str], bool]:
-    """The state that the run's checkpoint holds, or the one before where that is damaged, which is said; `new()` where
-    there is none. With it, the provenance of the training until then, and whether the run is finished.
+    """The state that the run's checkpoint holds, or the one before where that is damaged, which is said and, with
+    `mend`, takes its place; `new()` where there is none. With it, the provenance of the training until then, and
+    whether the run is finished.
 
     Raises ReadError where files are there but the system does not let them be read, and SaveError.
     """
@@ -228,7 +229,8 @@ def resume(
                 f"{about['network']}: goes back to the end of epoch {state.epoch}, a file cannot be used: {damage[0]}"
             )
             try:
-                path.replace(checkpoint)  # else the damaged one would be kept as the one before
+                if mend:
+                    path.replace(checkpoint)  # else the damaged one would be kept as the one before
             except OSError as error:
                 raise files.SaveError(f"{checkpoint}: cannot be written, {error.strerror}") from error
         return state, stored["trained_on"], stored["state"] is None or state.epoch == about["settings"]["epochs"]
@@ -244,7 +246,7 @@ def resume_shorter(about: dict[str, Any], new: Callable[[], TrainState]) -> tupl
         shorter = {**about, "settings": {**about["settings"], "epochs": epochs}}
         folder = run_folder(shorter)
         if (folder / CHECKPOINT).exists():
-            state, trained_on, finished = resume(folder, shorter, new)
+            state, trained_on, finished = resume(folder, shorter, new, mend=False)  # another may be training it
             diverged = finished and state.epoch < epochs
             if state.epoch and state.best_weights and not diverged:  # without weights they were dropped
                 return state, trained_on

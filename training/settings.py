@@ -199,7 +199,7 @@ def choose_profile() -> Profile:
 
 def runs_folder() -> Path:
     """Where runs are kept: the folder that the environment variable RUNS_DIR names, else runs/."""
-    return Path(os.environ.get("RUNS_DIR") or "runs")
+    return Path(os.environ.get("RUNS_DIR") or "runs").expanduser()
 
 
 def check_runs_folder() -> None:
