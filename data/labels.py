@@ -179,8 +179,8 @@ def cells_to_picture(grid: Tensor) -> Tensor:
 def find_cell(x: Tensor, y: Tensor, rows: int = ROWS, columns: int = COLUMNS) -> tuple[Tensor, Tensor]:
     """Column and row of the cell that a centre, in fractions of the picture, belongs to; float, in the tensors' shape.
 
-    A centre on the border of two cells, as one in thirty is, belongs to the right or lower one, and on the picture's
-    right or bottom edge to the last.
+    A centre on the border of two cells belongs to the right or lower one, and on the picture's right or bottom edge to
+    the last.
     """
     column, row = ((value * count + ON_BORDER).floor() for value, count in ((x, columns), (y, rows)))
     return column.clamp(0, columns - 1), row.clamp(0, rows - 1)

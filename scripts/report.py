@@ -109,14 +109,12 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
-    """Size and layers of a network; of a grid network its stages too, of which it is drawn."""
+    """Size and layers of a network; of a grid network the stages of which it is drawn."""
     made = network()
     grid = isinstance(made, models.GridNetwork)
-    layers = training.list_layers(made)
     return {
         "parameters": models.count_parameters(made),
-        "layers": [[name_layer(layer), "×".join(map(str, layer.size))] for layer in layers],
-        "summary": shorten(layers),
+        "summary": shorten(training.list_layers(made)),
         "grid": {
             "rows": made.rows,
             "columns": made.columns,
@@ -126,13 +124,6 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
         if grid
         else None,
     }
-
-
-def name_layer(layer: training.Layer) -> str:
-    """What the diagram calls a layer: "conv 3×3", "pool"."""
-    kernel = "×".join(map(str, layer.kernel))
-    names = {"convolution": f"conv {kernel}", "max pooling": "pool", "pixels to channels": f"fold {kernel}"}
-    return names.get(layer.kind, layer.kind)
 
 
 def shorten(layers: Sequence[training.Layer]) -> str:

@@ -56,8 +56,9 @@ def ahead(task, own):
     return history(task, own)["val_mean"][0] > max(others)
 
 
-def missed(first, last=None):
-    return sum(row[2] for row in found("det")["borders"][first:last])
+def digits(task):
+    """The selected network's scores on the test pictures, class by class."""
+    return [row for row in found(task)["classes"][found(task)["selected"]] if row["class"] != "none"]
 
 
 def pieces(task):
@@ -140,9 +141,21 @@ def near(value, said, digits=2):
     return round(value, digits) == said
 
 
-def behind(epochs):
-    """How far FloNet's best validation mean within so many epochs is behind SkreNet's."""
-    return max(skre["val_mean"][:epochs]) - max(flo["val_mean"][:epochs])
+def overtaken(run):
+    """The epoch from which on the box loss is above the class loss on training pictures."""
+    above = [box > name for box, name in zip(run["train_loss_box"], run["train_loss_class"], strict=True)]
+    return len(above) - above[::-1].index(False) + 1
+
+
+def last_ten(run, name):
+    return round(min(run[name][-10:]), 2), round(max(run[name][-10:]), 2)
+
+
+def apart_in_rows(task):
+    """How far the seeds of each row of the ingredients are apart that has several."""
+    names = {row["name"] for row in training.published_studies(task)["ingredients"]}
+    means = [[row["val"]["mean"] for row in rows(task, "ingredients", name)] for name in names]
+    return [max(each) - min(each) for each in means if len(each) > 1]
 
 
 def weights(name):
@@ -160,7 +173,7 @@ def ahead_of_hand(task):
 
 
 CLAIMS = [
-    ("loc", "none is named wrongly after the best epoch", fit("loc", "SkreNet", "fit", "digit_accuracy") == fit("loc", "FloNet", "fit", "digit_accuracy") == 1),
+    ("loc", "with the weights of the best epoch none is named wrongly", fit("loc", "SkreNet", "fit", "digit_accuracy") == fit("loc", "FloNet", "fit", "digit_accuracy") == 1),
     ("loc", "of the validation digits 7.7 % and 5.3 % are", (wrong("loc", "SkreNet", "val"), wrong("loc", "FloNet", "val")) == (7.7, 5.3)),
     ("loc", "has risen since epoch 13 and 14", (ends("loc", "SkreNet")["lowest"], ends("loc", "FloNet")["lowest"]) == (13, 14)),
     ("loc", "by a sixth and by a third", near(ends("loc", "SkreNet")["val"], 1.17) and near(ends("loc", "FloNet")["val"], 1.31)),
@@ -170,9 +183,12 @@ CLAIMS = [
         0.01 < run["train_loss_box"][4] / run["train_loss_class"][4] < 0.025 for run in (skre, flo))),
     ("loc", "SkreNet's IoU on training pictures falls from 0.48 to 0.36",
         near(max(skre["train_iou"][:5]), 0.48) and near(min(skre["train_iou"][5:]), 0.36)),
-    ("loc", "Only when all of them are known, in epoch 13, is the box loss the larger of the two", [
-        box > name for box, name in zip(skre["train_loss_box"][10:14], skre["train_loss_class"][10:14])] == [False, False, True, True]
-        and skre["train_digit_accuracy"][12] > 0.999),
+    ("loc", "from epoch 13 on (FloNet: 18) the box loss is the larger of the two", (overtaken(skre), overtaken(flo)) == (13, 18)),
+    ("loc", "It rises again when nearly all names are known", skre["train_iou"].index(min(skre["train_iou"][5:])) == 9 and skre["train_digit_accuracy"][9] > 0.98),
+    ("loc", "Within the last ten epochs SkreNet's is anywhere between 0.67 and 0.73, FloNet's between 0.54 and 0.68", (
+        last_ten(skre, "val_iou"), last_ten(flo, "val_iou")) == ((0.67, 0.73), (0.54, 0.68))),
+    ("loc", "the mean accuracy of SkreNet is 0.813 and not 0.828, that of FloNet 0.786 and not 0.815", [
+        (round(statistics.mean(run["val_mean"][-10:]), 3), round(max(run["val_mean"]), 3)) for run in (skre, flo)] == [(0.813, 0.828), (0.786, 0.815)]),
     ("loc", "the box loss rises fivefold", 4.5 < simple["train_loss_box"][9] / simple["train_loss_box"][2] < 5.5),
     ("loc", "IoU comes down from 0.38 to 0.18", near(simple["train_iou"][2], 0.38) and near(simple["train_iou"][9], 0.18)),
     ("loc", "in the eleventh the loss is no longer a number", len(simple["val_loss"]) == 10),
@@ -182,13 +198,15 @@ CLAIMS = [
     ("loc", "0.926 on training and 0.922 on validation pictures",
         near(fit("loc", "CompactNet", "fit"), 0.926, 3) and near(fit("loc", "CompactNet", "val"), 0.922, 3)),
     ("loc", "both losses are lowest in the last epoch", ends("loc", "CompactNet")["lowest"] == 40),
-    ("loc", "CompactNet is ahead of all others after its first epoch", ahead("loc", "CompactNet")),
+    ("loc", "After one epoch CompactNet is already better than any other network at its best", ahead("loc", "CompactNet")),
     ("loc", "with an IoU of 0.68 and 0.73 for 0.92", near(fit("loc", "CompactNet", "val"), 0.92)),
     ("loc", "FloNet names digits best, and SkreNet places them best", all(
         max(("SkreNet", "FloNet", "SimpleNet"), key=lambda name: fit("loc", name, "val", score)) == best
         for score, best in (("digit_accuracy", "FloNet"), ("iou", "SkreNet")))),
     ("loc", "Here are twenty trials in which Optuna varied thirteen of its numbers", (
         len(trials("loc")), len(trials("loc")[0]["params"])) == (20, 13)),
+    ("loc", "of twenty trials thirteen were ended after two or three epochs", [
+        len(trial["epochs"]) in (2, 3) for trial in trials("loc") if trial["mean"] is None] == [True] * 13),
     ("loc", "by more than chance moves a score on so many pictures", 0 < ahead_of_hand("loc") < 0.001),
     ("loc", "a third more weights than FloNet, a twenty-sixth of SkreNet's", near(
         weights("CompactNet") / weights("FloNet"), 1.4, 1) and round(weights("SkreNet") / weights("CompactNet")) == 26),
@@ -197,10 +215,14 @@ CLAIMS = [
     ("loc", "the name, of 1.7 % of the digits", near(100 * (1 - found("loc")["test"]["digit_accuracy"]), 1.7, 1)),
     ("loc", "Its boxes are better than those around the visible ink",
         found("loc")["test"]["iou"] > found("loc")["baselines"]["visible"]["iou"]),
-    ("loc", "worth 0.017 of IoU", snapping("loc") == 0.017),
+    ("loc", "worth 0.017 of IoU, and without it the oracle is ahead by 0.006", snapping("loc") == 0.017 and near(
+        found("loc")["baselines"]["visible"]["iou"] - found("loc")["unsnapped"]["iou"], 0.006, 3)),
+    ("loc", "Ones have the poorest boxes", min(digits("loc"), key=lambda row: row["iou"])["class"] == "1"),
+    ("loc", "5 and 9 are the digits most often named wrongly, 3 % of either", sorted(
+        (row["accuracy"], row["class"]) for row in digits("loc"))[:2] == [(pytest.approx(0.97, abs=0.004), each) for each in "59"]),
     ("loc", "Three seeds lie within 0.0012 of each other on validation pictures, less than another choice of test pictures would change",
         apart("loc") < 0.0012 < interval("loc")),
-    ("loc", "but three of the full training 0.0011", near(apart("loc"), 0.0011, 4)),
+    ("loc", "three of the full training 0.0011", near(apart("loc"), 0.0011, 4)),
     ("loc", "a mean of 0.830 for 0.827", near(found("loc")["others"]["SkreNet"]["mean"], 0.830, 3)
         and near(training.results.PUBLISHED["loc"][0][3], 0.827, 3)),
     ("loc", "an average precision of 0.87 to our 0.98",
@@ -212,7 +234,11 @@ CLAIMS = [
     ("loc", "SkreNet's class loss goes from 0.34 to 0.40", near(skre["val_loss_class"][12], 0.34) and near(skre["val_loss_class"][53], 0.40)),
     ("loc", "from 0.0033 to 0.0010, for an IoU from 0.55 to 0.73", near(skre["val_loss_box"][12], 0.0033, 4)
         and near(skre["val_loss_box"][53], 0.0010, 4) and near(skre["val_iou"][12], 0.55) and near(skre["val_iou"][53], 0.73)),
-    ("loc", "it is 0.017 behind after 40 epochs, and 0.014 after 60", near(behind(40), 0.017, 3) and near(behind(60), 0.014, 3)),
+    ("loc", "averaged over the last ten epochs it is 0.027 behind, and its best, in epoch 58, is a single peak", near(statistics.mean(
+        skre["val_mean"][-10:]) - statistics.mean(flo["val_mean"][-10:]), 0.027, 3) and sorted(flo["val_mean"])[-2] < max(flo["val_mean"]) - 0.01
+        and flo["val_mean"].index(max(flo["val_mean"])) == 57),
+    ("loc", "Our network's 0.92 is above both, though not without snapping", found("loc")["unsnapped"]["iou"]
+        < found("loc")["baselines"]["visible"]["iou"] < found("loc")["test"]["iou"]),
     ("loc", "better than either by more than 0.12",
         found("loc")["test"]["mean"] - max(found("loc")["others"][name]["mean"] for name in ("SkreNet", "FloNet")) > 0.12),
     ("loc", "has an IoU of 0.91 on the test pictures", near(found("loc")["baselines"]["visible"]["iou"], 0.91)),
@@ -221,20 +247,18 @@ CLAIMS = [
         round(-change("loc", name), 3) for name in ("a constant learning rate", SGD, "40 channels for 80")] == [0.013, 0.011, 0.005]),
     ("loc", "worth 0.003 to 0.004 each", all(0.0025 < -change("loc", name) < 0.004 for name in (
         "no cross-entropy of edges", "no shifted pictures", "squared errors for L1 and GIoU"))),
-    ("loc", "smoothed labels and the third convolution 0.002", [round(-change("loc", name), 3) for name in (
-        "no smoothed class labels", "2 convolutions at each size for 3")] == [0.002, 0.002]),
-    ("loc", "Without weight decay, and without stretching, nothing is lost", min(
-        change("loc", name) for name in ("no weight decay", "no stretched pictures")) > 0),
-    ("loc", "Two seeds of the whole recipe are only 0.0001 apart", 0.00005 < abs(
-        WHOLE["loc"][0]["val"]["mean"] - WHOLE["loc"][1]["val"]["mean"]) < 0.00015 and len(WHOLE["loc"]) == 2),
+    ("loc", "Two seeds of the same row are up to 0.0018 apart", near(max(apart_in_rows("loc")), 0.0018, 4)),
+    ("loc", "a change of 0.002 may be chance: that of smoothed labels, of the third convolution, of weight decay and of stretching", all(
+        abs(change("loc", name)) < 0.002 for name in ("2 convolutions at each size for 3", "no weight decay", "no stretched pictures"))
+        and near(change("loc", "no smoothed class labels"), -0.002, 3)),
     ("loc", "leaves the three networks of the reference below 0.45", max(
         recipe("loc", name, "the reference's recipe") for name in ("SkreNet", "FloNet", "SimpleNet")) < 0.45),
-    ("loc", "SkreNet comes to 0.866 and FloNet to 0.887",
+    ("loc", "FloNet comes to 0.887 and SkreNet to 0.866",
         (round(recipe("loc", "SkreNet"), 3), round(recipe("loc", "FloNet"), 3)) == (0.866, 0.887)),
-    ("loc", "ten times as many pictures in 60 epochs (0.828 and 0.815",
+    ("loc", "ten times as many pictures in 60 epochs (0.815 and 0.828",
         near(fit("loc", "SkreNet", "val", "mean"), 0.828, 3) and near(fit("loc", "FloNet", "val", "mean"), 0.815, 3)),
-    ("loc", "CompactNet's 0.928 is 0.041 above FloNet's",
-        near(recipe("loc", "CompactNet"), 0.928, 3) and near(recipe("loc", "CompactNet") - recipe("loc", "FloNet"), 0.041, 3)),
+    ("loc", "CompactNet comes to 0.843 with the reference's recipe", near(recipe("loc", "CompactNet", "the reference's recipe"), 0.843, 3)),
+    ("loc", "and to 0.928 with both", near(recipe("loc", "CompactNet"), 0.928, 3)),
     ("loc", "come out at 0.818 and 0.534 where 0.803 and 0.523 were published", [
         (round(reproduced(name, "loc"), 3), round(published(name), 3)) for name in ("FloNet", "SimpleNet")] == [(0.818, 0.803), (0.534, 0.523)]),
     ("loc", "0.818 and 0.815 by our measure", near(mean_of(rows("loc", "reproduction", "FloNet"), "mean"), 0.818, 3)
@@ -245,8 +269,16 @@ CLAIMS = [
     ("det", "FloNet2, which has by far the most arithmetic, was trained on one NVIDIA H200, the others on one core of a CPU", {
         name: run["trained_on"]["device"] for name, run in found("det")["networks"].items()} == {
         "FloNet2": "one NVIDIA H200", **dict.fromkeys(("CompactNet2", "SkreNet2", "SimpleNet2"), "CPU, 1 thread")}),
-    ("det", "next to none of their training digits is wrong, and of the validation digits 3.2 % and 3.9 % are", [
+    ("det", "next to none of their training digits is missed or named wrongly, and of the validation digits 3.2 % and 3.9 % are", [
         (wrong("det", name, "fit"), wrong("det", name, "val")) for name in ("SkreNet2", "SimpleNet2")] == [(0, 3.2), (0, 3.9)]),
+    ("det", "nearly all of them missed", all(
+        0 <= fit("det", name, "val", "iou_all") / fit("det", name, "val") - fit("det", name, "val", "digit_accuracy") < 0.002 for name in THREE[:2])),
+    ("det", "find and name three digits in four, and by the mean, to which their exact boxes add, they are ahead of all three", near(
+        found("det")["baselines"]["bright"]["digit_accuracy"], 0.74) and found("det")["baselines"]["bright"]["mean"] > max(
+        scores["mean"] for scores in found("det")["others"].values())),
+    ("det", "after one epoch two validation digits in three or more are found", min(
+        history("det", name)["val_digit_accuracy"][0] for name in THREE) > 0.65),
+    ("det", "SimpleNet2's is anywhere between 0.64 and 0.73", last_ten(history("det", "SimpleNet2"), "val_iou") == (0.64, 0.73)),
     ("det", "IoU is no more than 0.81 and 0.73", near(fit("det", "SkreNet2", "fit"), 0.81) and near(fit("det", "SimpleNet2", "fit"), 0.73)),
     ("det", "lowest in epochs 18 and 20", (ends("det", "SkreNet2")["lowest"], ends("det", "SimpleNet2")["lowest"]) == (18, 20)),
     ("det", "by a twentieth and by a quarter; the best epochs are 60 and 57",
@@ -268,8 +300,9 @@ CLAIMS = [
         TEN["curves"]["val_reference_mean"][TEN["best_epoch"] - 1] - TEN["examined"]["reference mean, ten channels"], 0.048, 3)),
     ("det", "the published curves have them in epochs 26 and 43", jumps(training.reference.published_curves("FloNet2")["train_loss"]) == [26, 43]),
     ("det", "ours in 29 and 33", jumps(flo2["train_loss"]) == [29, 33]),
-    ("det", "the published mean was at 0.634 before its first jump too, where ours was at 0.78", near(
-        max(training.reference.published_curves("FloNet2")["val_mean"][:25]), 0.634, 3) and near(max(flo2["val_reference_mean"][:28]), 0.78)),
+    ("det", "the published mean was no higher than 0.634, where ours, read over ten channels, comes to 0.718", near(
+        max(training.reference.published_curves("FloNet2")["val_mean"][:25]), 0.634, 3) and near(
+        TEN["examined"]["reference mean, ten channels"], 0.718, 3)),
     ("det", "1.1 % are wrong on the first and 0.9 % on the second", (
         wrong("det", "CompactNet2", "fit"), wrong("det", "CompactNet2", "val")) == (1.1, 0.9)),
     ("det", "an IoU of 0.931 against 0.922",
@@ -280,9 +313,8 @@ CLAIMS = [
         round(-change("det", "no cross-entropy of edges"), 3), round(-change("det", "no shifted pictures"), 3)) == (0.004, 0.003)),
     ("det", "misses twice as many digits, 70 for 35", (examined("presence wherever the centre lies")["missed"],
         examined("the whole recipe")["missed"]) == (70, 35)),
-    ("det", "Without weight decay, stretching or smoothed labels nothing is lost", min(change("det", name) for name in (
-        "no weight decay", "no stretched pictures", "no smoothed class labels")) > -0.0005),
-    ("det", "with squared errors for L1 and GIoU", change("det", "squared errors for L1 and GIoU") > -0.001),
+    ("det", "weight decay, stretching, smoothed labels, and L1 and GIoU bring here is less than that", max(abs(change("det", name)) for name in (
+        "no weight decay", "no stretched pictures", "no smoothed class labels", "squared errors for L1 and GIoU")) < max(apart_in_rows("loc"))),
     ("det", "is worth 0.019 of mAP, the presence that asks for the centre 0.005",
         near(precision() - precision("map, unranked"), 0.019, 3) and near(precision() - precision(name=NOT_CLAIMED), 0.005, 3)),
     ("det", "changes mAP@.50 by less than 0.001 and costs 0.002 to 0.003", all(
@@ -290,15 +322,14 @@ CLAIMS = [
         and 0.002 < precision("map", name) - precision("map, NMS", name) < 0.0035 for name in ("the whole recipe", NOT_CLAIMED))),
     ("det", "The recipe is worth 0.14 to 0.16 to each of the reference's networks", all(
         0.135 < recipe("det", name) - recipe("det", name, "the reference's recipe") < 0.165 for name in THREE)),
-    ("det", "the network another 0.017 over SkreNet2", near(recipe("det", "CompactNet2") - max(recipe("det", name) for name in THREE), 0.017, 3)),
     ("det", "come to 0.937 and 0.914 on 6,000 pictures", (
         round(recipe("det", "SkreNet2"), 3), round(recipe("det", "SimpleNet2"), 3)) == (0.937, 0.914)),
     ("det", "(0.888 and 0.858", near(fit("det", "SkreNet2", "val", "mean"), 0.888, 3) and near(fit("det", "SimpleNet2", "val", "mean"), 0.858, 3)),
-    ("det", "0.921 where the others have 0.78 and less", near(recipe("det", "CompactNet2", "the reference's recipe"), 0.921, 3)
+    ("det", "comes to 0.921 with the reference's recipe (but for the cross-entropy of its edges), where the others have 0.78 and less. Both together make 0.953", near(recipe("det", "CompactNet2", "the reference's recipe"), 0.921, 3) and near(recipe("det", "CompactNet2"), 0.953, 3)
         and near(max(recipe("det", name, "the reference's recipe") for name in THREE), 0.78)),
-    ("det", "No trial is ahead of the recipe by hand. Three that differ from it in nearly every number come within 0.002", ahead_of_hand("det") < 0
-        and sum(trials("det")[0]["mean"] - trial["mean"] < 0.002 for trial in trials("det")[1:] if trial["mean"]) == 3),
-    ("det", "CompactNet2 is ahead after its first epoch", ahead("det", "CompactNet2")),
+    ("det", "No trial is ahead of the recipe by hand, and sixteen were ended early. Three that differ from it in nearly every number come within 0.002", ahead_of_hand("det") < 0
+        and sum(trials("det")[0]["mean"] - trial["mean"] < 0.002 for trial in trials("det")[1:] if trial["mean"]) == 3 and sum(trial["mean"] is None for trial in trials("det")) == 16),
+    ("det", "After one epoch CompactNet2 is already better than any other network at its best", ahead("det", "CompactNet2")),
     ("det", "with an IoU of 0.79, 0.73 and 0.68 for 0.92", [round(fit("det", name, "val"), 2) for name in (
         "SkreNet2", "SimpleNet2", "FloNet2", "CompactNet2")] == [0.79, 0.73, 0.68, 0.92]),
     ("det", "finds and names 99.0 % of the digits", round(100 * found("det")["test"]["digit_accuracy"], 1) == 99.0),
@@ -312,21 +343,23 @@ CLAIMS = [
     ("det", "are above both in the mean, by their boxes, though they find and name fewer digits", all(
         (found("det")["baselines"]["bright"][score] > found("det")["others"]["SkreNet2"][score]) == above
         for score, above in (("mean", True), ("iou", True), ("digit_accuracy", False)))),
-    ("det", "lose most between 0.50 and 0.75", all(
+    ("det", "have fallen far at 0.75 already", all(
         scores["map50"] - scores["map75"] > 0.3 for scores in found("det")["others"].values())),
     ("det", "Three edges in four are right to the pixel", round(found("det")["edges"][4][1], 2) in (0.75, 0.76)),
     ("det", "Left and right edges are a little worse than top and bottom",
         max(found("det")["edges"][each][1] for each in (0, 2)) < min(found("det")["edges"][each][1] for each in (1, 3))),
-    ("det", "Of the 63 missed digits 60 have their centre within two pixels", (missed(0), missed(0, 3)) == (63, 60)),
-    ("det", "no digit further than four pixels from one is missed", missed(4) == 0),
+    ("det", "Of the 63 missed digits 60 have their centre within two pixels of a border, of the 140 false alarms 136, and none of either is further than four", [
+        [sum(row[column] for row in found("det")["borders"][:most]) for most in (5, 3, 4)] for column in (2, 5)] == [[63, 60, 63], [140, 136, 140]]),
     ("det", "The 192 digits in several pieces, 3 % of all, have 14 of the 16 boxes with an IoU below one half and 61 of the 72 edges", pieces("det") == [
         (192, 6345), (14, 16), (61, 72)]),
     ("det", "costs 1/101, or 0.0099. Zeros lose that and no more, ones another 0.002", all(
         f"average precision at an IoU of 0.50, {name}: {1 - 1 / 101 - more:.4f}" in PRINTED["det"] for name, more in (("zeros", 0), ("ones", 0.0022)))),
     ("det", "SkreNet2 is ahead of SimpleNet2 by 0.031", near(
         fit("det", "SkreNet2", "val", "mean") - fit("det", "SimpleNet2", "val", "mean"), 0.031, 3)),
-    ("det", "right in 88.1 % of the cells for 99.3 %, and no network can be right in more than 88.65 %", all(
+    ("det", "right in 88.1 % of the cells for 99.3 %, and no network that finds every digit can be right in more than 88.65 %", all(
         part in PRINTED["det"] for part in ("as it is meant: accuracy 0.993", "reference read it: accuracy 0.8809", "class 0 alone: 0.8865"))),
+    ("det", "that is 0.02 to 0.04, and the reference's best network gained 0.054", near(
+        training.results.PUBLISHED["det"][0][2] - training.results.PUBLISHED["loc"][0][2], 0.054, 3)),
     ("det", "0.95 for 0.93 and 0.91 for 0.88", [
         round(training.results.published_results(task)["classes"]["visible"][digit]["iou"], 2) for digit in (0, 1) for task in ("det", "loc")
     ] == [0.95, 0.93, 0.91, 0.88]),

@@ -87,7 +87,7 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
     text = tables.headline("det", found, seeds)
     lines = [line.strip("| ").split(" | ") for line in text.splitlines()[2:] if line.startswith("|")]
     assert [line[0] for line in lines] == [
-        "**this run: Net**, 3 of 4 epochs, 12,000 pictures",
+        "**this run: Net**, best epoch 3 of 4, 12,000 pictures",
         "95 % interval over the test pictures",
         "2 seeds, on validation pictures",
         "over cells with a digit only, a miss as IoU 0",

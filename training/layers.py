@@ -1,6 +1,7 @@
 """Networks as the notebooks print them and the report draws them: layers, sizes, source."""
 
 import inspect
+import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -76,5 +77,5 @@ def stage_sizes(network: models.GridNetwork) -> dict[str, tuple[int, ...]]:
 
 
 def source_of(*pieces: Callable) -> str:
-    """The source of functions and classes, as a block of code in Markdown."""
-    return "```python\n" + "\n\n".join(map(inspect.getsource, pieces)) + "```"
+    """The source of functions, methods and classes, as a block of code in Markdown."""
+    return "```python\n" + "\n\n".join(textwrap.dedent(inspect.getsource(piece)) for piece in pieces) + "```"

@@ -77,7 +77,7 @@ def plot_reproduction(rows: Sequence[dict[str, Any]]) -> Figure:
                 ):
                     axis.plot(range(1, len(values) + 1), values, style, color=colour, label=f"{label}, {where}")
         axes[0, column].set_title(row["network"])
-        axes[1, column].set_xlabel("epoch")
+        axes[1, column].set(xlabel="epoch", yscale="log")
     axes[0, 0].set_ylabel("mean, reference's measure")
     axes[1, 0].set_ylabel("loss")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

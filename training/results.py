@@ -115,7 +115,7 @@ def select_best(runs: Sequence[Run]) -> Run:
 def loss_ends(history: dict[str, list[float]]) -> dict[str, float]:
     """Where validation loss was lowest, "lowest", an epoch counted from 1, and how many times as high the losses on
     "train" and "val" pictures are after the last epoch. Where a network overfits, the first has fallen and the second
-    risen; where training diverges, both have risen."""
+    risen."""
     losses = {part: history[f"{part}_loss"] for part in ("train", "val")}
     lowest = losses["val"].index(min(losses["val"]))
     return {"lowest": lowest + 1, **{part: values[-1] / values[lowest] for part, values in losses.items()}}

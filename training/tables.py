@@ -20,7 +20,7 @@ def results_table(task: str, results: dict[str, Any], studies: dict[str, Any]) -
         return (said, *(scores.get(each, "") for each in names))
 
     chosen = networks[name]
-    about = f"{chosen['best_epoch']} of {chosen['epochs']} epochs, {results['pictures']['train']:,} pictures"
+    about = f"best epoch {chosen['best_epoch']} of {chosen['epochs']}, {results['pictures']['train']:,} pictures"
     rows = [row(f"**this run: {name}**, {about}", test)]
     ranges = [f"{low:.4f} to {high:.4f}" for low, high in (results["interval"][each] for each in names[:3])]
     rows.append(("95 % interval over the test pictures", *ranges, "", "", ""))
