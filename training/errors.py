@@ -165,8 +165,8 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     return figure
 
 
-def pick_confused(matches: Matches, pairs: int = 2, each: int = 6) -> tuple[Tensor, list[str]]:
-    """Localization: pictures of the commonest confusions, the first few of each, and what each row of them is."""
+def pick_confused(matches: Matches, pairs: int = 2, each: int = 3) -> tuple[Tensor, list[str]]:
+    """Localization: pictures of the commonest confusions, the first few of each, and which they are."""
     wrong = matches.digit & matches.found & ~matches.right
     pair = matches.true_category * 10 + matches.category
     commonest = pair[wrong].bincount(minlength=100).argsort(descending=True, stable=True)[:pairs].tolist()
