@@ -50,9 +50,6 @@ class _Watched:
             self.error = self.error or error
             raise
 
-    def flush(self) -> None:
-        self.file.flush()
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
 
