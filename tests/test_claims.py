@@ -311,6 +311,8 @@ CLAIMS = [
     ("det", "the published mean was no higher than 0.634, where ours, read over ten channels, comes to 0.718", near(
         max(training.reference.published_curves("FloNet2")["val_mean"][:25]), 0.634, 3) and near(
         TEN["examined"]["reference mean, ten channels"], 0.718, 3)),
+    ("det", "its training loss was below that of our repetition from epoch 10 until then", all(theirs < ours for theirs, ours in zip(
+        training.reference.published_curves("FloNet2")["train_loss"][9:25], rows("det", "reproduction", "FloNet2")[0]["curves"]["train_loss"][9:25], strict=True))),
     ("det", "1.1 % are wrong on the first and 0.9 % on the second", (
         wrong("det", "CompactNet2", "fit"), wrong("det", "CompactNet2", "val")) == (1.1, 0.9)),
     ("det", "an IoU of 0.931 against 0.922",
