@@ -13,7 +13,7 @@ import models
 from scripts import report
 
 SECTIONS = """Problem; Data; Method; Networks; Training and tuning; Results; Localization; Detection; As the
-reference trained them; Curves; Boxes; Error analysis; Over- and underfitting; What the reference
+reference trained them; Curves and boxes; Error analysis; Over- and underfitting; What the reference
 left open; Limits; Reproducibility; References"""
 PAGES = range(4, 11)
 DATE = datetime.date(2024, 5, 1)
