@@ -135,7 +135,7 @@ def test_damage_anywhere_is_found_or_harmless(save, load, tmp_path):
 def test_damaged_json_is_named(tmp_path):
     path = tmp_path / "results.json"
     assert files.load_json(path) == {}
-    path.write_text("<<<<<<< ours")
+    path.write_text("<<<<<<< ours", encoding="utf-8")
     with pytest.raises(DataError, match=r"results.json: damaged, expected JSON"):
         files.load_json(path)
 
