@@ -179,6 +179,20 @@ def test_tables_of_studies_give_means_ranges_and_changes():
     assert study_tables.recipes_table(rows).splitlines()[2:] == ["| Net | 1 | 0.5000 | 0.7500 | +0.2500 |"]
 
 
+def test_runs_of_full_length_are_held_against_the_seeds(monkeypatch):
+    seed, without = (
+        {**row(name, "Net", mean), "pictures": 9, "trained_on": {"device": f"{name} GPU"}}
+        for name, mean in (("Net", 0.875), ("no shifts", 0.5))
+    )
+    kept = {"seeds": [seed], "full_length": [without]}
+    monkeypatch.setattr(study_tables, "published_studies", lambda task: kept)
+    monkeypatch.setattr(study_tables, "lacking", lambda *plan: [])
+    said, _, _, _, *lines = study_tables.study_table("det", "full_length").splitlines()
+    assert said.endswith("trained on Net GPU and no shifts GPU*")
+    assert [line.split(" | ")[0] for line in lines] == ["| the whole recipe", "| no shifts"]
+    assert " | -0.3750 | " in lines[1]
+
+
 def test_tables_of_training_again_and_longer_set_epochs_beside_each_other():
     published = published_curves("FloNet")
     best = max(published["val_mean"])

@@ -189,6 +189,12 @@ def export(study: optuna.Study) -> dict[str, Any]:
     return {"trials": rows, "importance": weigh(trials, [row["ahead"] for row in rows])}
 
 
+def best_trials(found: dict[str, Any] | None, count: int) -> list[dict[str, Any]]:
+    """Of what `export` gave, the best trials that came to their end, but for the first, the recipe by hand."""
+    ended = [trial for trial in found["trials"][1:] if trial["mean"] is not None] if found else []
+    return sorted(ended, key=lambda trial: -trial["mean"])[:count]
+
+
 def _as_built(params: dict[str, Any]) -> dict[str, Any]:
     """Parameters with the width that a network of that depth was given."""
     return params | {"width": min(params["width"], WIDEST[params["depth"]])} if "width" in params else params

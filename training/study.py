@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from optuna.trial import FixedTrial
 from torch import nn
 
 import models
@@ -16,8 +17,9 @@ from data import Splits
 from training.boxes import PostProcess
 from training.progress import Progress
 from training.reference import reference_mean
-from training.results import summarize
+from training.results import published_search, summarize
 from training.runs import Run, fit
+from training.search import best_trials, propose_own
 from training.settings import OWN, REFERENCE, Settings
 
 SEEDS = (42, 43, 44)
@@ -26,6 +28,8 @@ PICTURES, EPOCHS = 6_000, 20
 LONGER = {"SkreNet": 100, "FloNet": 200, "SimpleNet": 200, "SkreNet2": 200, "SimpleNet2": 200}  # epochs
 SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
 ALONE = 20  # epochs of FloNet2, in which it has failed or not
+DECISIVE = ("SGD, as the reference's, for AdamW", "a constant learning rate", "no cross-entropy of edges")
+BEST = 5  # trials of the search that are trained at full length
 NMS_IOU = 0.5
 CURVES = ("train_mean", "val_mean", "train_reference_mean", "val_reference_mean", "train_loss", "val_loss")
 
@@ -105,6 +109,18 @@ def plan_ingredients(task: str) -> list[Trial]:
     return [Trial(name, each, replace(recipe, **fields), SEEDS, PICTURES) for name, each, fields in trials]
 
 
+def plan_full_length(task: str) -> list[Trial]:
+    """The ingredients that bring most, left out once more, and the best trials of the search: with all pictures and
+    epochs."""
+    network = models.NETWORKS[task][-1]
+    trials = [trial for trial in plan_ingredients(task) if trial.name in DECISIVE]
+    trials = [each._replace(settings=replace(each.settings, epochs=OWN.epochs), pictures=None) for each in trials]
+    for number, found in enumerate(best_trials(published_search(task), BEST), 1):
+        each = propose_own(network, OWN)(FixedTrial(found["params"]))
+        trials.append(Trial(f"no. {number} of the search", *each, SEEDS if number == 1 else SEEDS[:1]))
+    return trials
+
+
 def plan_recipes(task: str) -> list[Trial]:
     """Every network with either recipe: what the network brings, and what the recipe."""
     networks = models.NETWORKS[task]
@@ -134,6 +150,7 @@ def _reference(task: str) -> Sequence[type[nn.Module]]:
 
 PLANS = {
     "ingredients": plan_ingredients,
+    "full_length": plan_full_length,
     "recipes": plan_recipes,
     "reproduction": plan_reproduction,
     "seeds": plan_seeds,

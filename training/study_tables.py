@@ -6,6 +6,7 @@ from typing import Any
 
 from training.reference import published_curves
 from training.results import published_results, published_studies
+from training.search import best_trials
 from training.study import PLANS, Trial
 from training.tables import device_of, ending, markdown_table
 
@@ -14,6 +15,8 @@ def study_table(task: str, name: str) -> str:
     """The table of a published study, see `training/study.py`, with its size, and what of it has not been made."""
     kept = "ingredients" if name == "ranking" else name
     rows = published_studies(task).get(kept, [])
+    if rows and name == "full_length":
+        rows = [*({**row, "name": "the whole recipe"} for row in published_studies(task)["seeds"]), *rows]
     lines = []
     if rows:
         epochs = " or ".join(dict.fromkeys(str(row["settings"]["epochs"]) for row in rows))
@@ -198,8 +201,7 @@ def failure_table(rows: Sequence[dict[str, Any]]) -> str:
 def search_table(found: dict[str, Any], count: int = 4) -> str:
     """The recipe set by hand and the best that a search found, as a Markdown table: validation mean and parameters, a
     column each. `found` as search.json holds it, its first trial the one by hand."""
-    by_hand, *others = [trial for trial in found["trials"] if trial["mean"] is not None]
-    best = sorted(others, key=lambda trial: -trial["mean"])[:count]
+    by_hand, best = found["trials"][0], best_trials(found, count)
 
     def column(trial: dict[str, Any]) -> list[str]:
         values = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial["params"].values())
@@ -217,6 +219,7 @@ def search_table(found: dict[str, Any], count: int = 4) -> str:
 
 STUDIES = {
     "ingredients": ingredients_table,
+    "full_length": ingredients_table,
     "ranking": ranking_table,
     "recipes": recipes_table,
     "longer": longer_table,
