@@ -120,8 +120,9 @@ def load(
     sizes = tuple(map(int, sizes or FULL[task]))
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes: expected three numbers of pictures above 0, found {sizes}")
-    course = Path(folder or os.environ.get("DATA_DIR") or FOLDER).expanduser()
-    if not folder and not source and os.environ.get("DATA_DIR") and not sources.any_course_files(course):
+    named = None if folder else os.environ.get("DATA_DIR")
+    course = Path(folder or named or FOLDER).expanduser()
+    if named and not source and not sources.any_course_files(course):
         raise DataError(f"DATA_DIR: expected a folder with the course's files, found none of them in {course}")
     folder = Path(folder or FOLDER)
     if source == "course" or (source is None and sources.course_is_there(course, task)):

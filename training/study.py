@@ -30,6 +30,7 @@ SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
 ALONE = 20  # epochs of FloNet2, in which it has failed or not
 DECISIVE = ("SGD, as the reference's, for AdamW", "a constant learning rate", "no cross-entropy of edges")
 BEST = 5  # trials of the search that are trained at full length
+RECIPES = {"the reference's recipe": REFERENCE, "ours": OWN}
 NMS_IOU = 0.5
 CURVES = ("train_mean", "val_mean", "train_reference_mean", "val_reference_mean", "train_loss", "val_loss")
 
@@ -124,11 +125,10 @@ def plan_full_length(task: str) -> list[Trial]:
 def plan_recipes(task: str) -> list[Trial]:
     """Every network with either recipe: what the network brings, and what the recipe."""
     networks = models.NETWORKS[task]
-    recipes = {"the reference's recipe": REFERENCE, "ours": OWN}
     return [
         Trial(name, network, replace(recipe, epochs=EPOCHS), SEEDS[:1] if network in SLOW else SEEDS, PICTURES)
         for network in networks
-        for name, recipe in recipes.items()
+        for name, recipe in RECIPES.items()
     ]
 
 

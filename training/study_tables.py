@@ -7,7 +7,7 @@ from typing import Any
 from training.reference import published_curves
 from training.results import published_results, published_studies
 from training.search import best_trials
-from training.study import PLANS, Trial
+from training.study import PLANS, RECIPES, Trial
 from training.tables import device_of, ending, markdown_table
 
 
@@ -55,8 +55,7 @@ def what_of(left: Sequence[Trial], rows: Sequence[dict[str, Any]]) -> str:
     begun = {(row["name"], row["network"]) for row in rows}
     whole = [trial for trial in left if (trial.name, trial.network.__name__) not in begun]
     seeds = sum(len(trial.seeds) for trial in left if trial not in whole)
-    recipes = ("the reference's recipe", "ours")  # names that networks share
-    names = dict.fromkeys(trial.network.__name__ if trial.name in recipes else trial.name for trial in whole)
+    names = dict.fromkeys(trial.network.__name__ if trial.name in RECIPES else trial.name for trial in whole)
     return ", ".join([*names, *([f"{seeds} runs from further seeds"] if seeds else [])])
 
 
