@@ -107,7 +107,7 @@ def ingredients_table(rows: Sequence[dict[str, Any]]) -> str:
     for name, mine in groups.items():
         scores = [mean_of(mine, each) for each in ("accuracy", "digit_accuracy", "iou", "mean")]
         counts = [f"{mean_of(mine, each, 'examined'):.0f}" for each in ("missed", "false alarm")]
-        line = (name, len(mine), *scores, spread(mine), f"{scores[-1] - whole:+.4f}" if lines else "", *counts)
+        line = (name, len(mine), *scores, spread(mine), f"{scores[-1] - whole:+z.4f}" if lines else "", *counts)
         maps = [row["examined"]["map"]["map"] for row in mine if "map" in row["examined"]]
         lines.append(line + ((sum(maps) / len(maps),) if maps else ()))
     header = ("recipe", "seeds", "accuracy", "over digits", "IoU", "mean", "over the seeds", "change", "missed")
