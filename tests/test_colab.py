@@ -439,6 +439,16 @@ def write_wheel(folder, name, version):
             archive.writestr(f"{about}.dist-info/{part}", text)
 
 
+def test_modules_and_tables_do_without_what_colab_lacks_and_the_notebooks_do_not_install():
+    """Optuna, which only the search needs."""
+    code = (
+        "import sys; sys.modules['optuna'] = None; import training; print(training.study_table('det', 'full_length'))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, encoding="utf-8")
+    assert told.returncode == 0, told.stderr
+    assert "no. 1 of the search" in told.stdout
+
+
 def test_what_is_lacking_is_installed_as_the_requirements_say_and_alone(tmp_path, monkeypatch, capsys):
     """pip works on an empty environment, from a folder that holds newer versions too."""
     venv.create(tmp_path, with_pip=False)

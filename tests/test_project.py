@@ -27,7 +27,7 @@ BELOW |= {
     "scripts": {"data", "models", "utils", "training", "scripts"},
 }
 TRAINING = ["layers", "boxes", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results"]
-TRAINING += ["tables", "search", "study", "study_tables", "plots", "errors", "baselines", "lab", "colab", "__init__"]
+TRAINING += ["tables", "study", "study_tables", "plots", "errors", "search", "baselines", "lab", "colab", "__init__"]
 each_task = pytest.mark.parametrize("task", training.NAMES)
 
 

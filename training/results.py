@@ -57,6 +57,13 @@ def published_search(task: str) -> dict[str, Any] | None:
     return load_json(Path("figures") / "search.json").get(task)
 
 
+def best_trials(found: dict[str, Any] | None, count: int) -> list[dict[str, Any]]:
+    """The best trials of a search that came to their end, but for the first, the recipe by hand; `found` as search.json
+    holds it."""
+    ended = [trial for trial in found["trials"][1:] if trial["mean"] is not None] if found else []
+    return sorted(ended, key=lambda trial: -trial["mean"])[:count]
+
+
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
     """Put a task's results into results.json in the folder; the other task's stay as they are."""
     path = Path(folder) / "results.json"

@@ -10,7 +10,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -25,6 +24,7 @@ from training.keys import describe_run, run_folder
 from training.loop import Hooks, NonFiniteLoss, TrainState
 from training.runs import fit
 from training.settings import Settings, runs_folder
+from training.study import build_trial
 from training.weights import drop_weights
 from utils import Normalizer
 
@@ -38,23 +38,22 @@ def propose_own(network: type[nn.Module], own: Settings) -> Propose:
     """What the search varies of a `GridNetwork` and its recipe, within 1.5 million parameters."""
 
     def propose(trial: optuna.Trial) -> tuple[type[nn.Module], Settings]:
-        depth, width = trial.suggest_int("depth", 2, 4), trial.suggest_int("width", 48, 96, step=16)
-        width = min(width, WIDEST[depth])
-        settings = replace(
-            own,
-            learning_rate=trial.suggest_float("learning_rate", 2e-3, 1.2e-2, log=True),
-            weight_decay=trial.suggest_float("weight_decay", 1e-2, 0.5, log=True),
-            batch_size=trial.suggest_categorical("batch_size", [32, 64, 128]),
-            warm_up=trial.suggest_float("warm_up", 0.1, 0.4),
-            l1_weight=trial.suggest_float("l1_weight", 1, 10, log=True),
-            giou_weight=trial.suggest_float("giou_weight", 0.3, 3, log=True),
-            edge_weight=trial.suggest_float("edge_weight", 0.2, 2, log=True),
-            class_weight=trial.suggest_float("class_weight", 0.5, 2, log=True),
-            label_smoothing=trial.suggest_float("label_smoothing", 0, 0.15),
-            max_shift=trial.suggest_int("max_shift", 4, 16, step=4),
-            max_stretch=trial.suggest_float("max_stretch", 0, 0.3),
-        )
-        return type(f"{network.__name__}x{width}x{depth}", (network,), {"width": width, "depth": depth}), settings
+        params = {
+            "depth": trial.suggest_int("depth", 2, 4),
+            "width": trial.suggest_int("width", 48, 96, step=16),
+            "learning_rate": trial.suggest_float("learning_rate", 2e-3, 1.2e-2, log=True),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-2, 0.5, log=True),
+            "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128]),
+            "warm_up": trial.suggest_float("warm_up", 0.1, 0.4),
+            "l1_weight": trial.suggest_float("l1_weight", 1, 10, log=True),
+            "giou_weight": trial.suggest_float("giou_weight", 0.3, 3, log=True),
+            "edge_weight": trial.suggest_float("edge_weight", 0.2, 2, log=True),
+            "class_weight": trial.suggest_float("class_weight", 0.5, 2, log=True),
+            "label_smoothing": trial.suggest_float("label_smoothing", 0, 0.15),
+            "max_shift": trial.suggest_int("max_shift", 4, 16, step=4),
+            "max_stretch": trial.suggest_float("max_stretch", 0, 0.3),
+        }
+        return build_trial(network, own, _as_built(params))
 
     return propose
 
@@ -187,12 +186,6 @@ def export(study: optuna.Study) -> dict[str, Any]:
             }
         )
     return {"trials": rows, "importance": weigh(trials, [row["ahead"] for row in rows])}
-
-
-def best_trials(found: dict[str, Any] | None, count: int) -> list[dict[str, Any]]:
-    """Of what `export` gave, the best trials that came to their end, but for the first, the recipe by hand."""
-    ended = [trial for trial in found["trials"][1:] if trial["mean"] is not None] if found else []
-    return sorted(ended, key=lambda trial: -trial["mean"])[:count]
 
 
 def _as_built(params: dict[str, Any]) -> dict[str, Any]:

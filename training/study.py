@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from optuna.trial import FixedTrial
 from torch import nn
 
 import models
@@ -17,9 +16,8 @@ from data import Splits
 from training.boxes import PostProcess
 from training.progress import Progress
 from training.reference import reference_mean
-from training.results import published_search, summarize
+from training.results import best_trials, published_search, summarize
 from training.runs import Run, fit
-from training.search import best_trials, propose_own
 from training.settings import OWN, REFERENCE, Settings
 
 SEEDS = (42, 43, 44)
@@ -117,9 +115,17 @@ def plan_full_length(task: str) -> list[Trial]:
     trials = [trial for trial in plan_ingredients(task) if trial.name in DECISIVE]
     trials = [each._replace(settings=replace(each.settings, epochs=OWN.epochs), pictures=None) for each in trials]
     for number, found in enumerate(best_trials(published_search(task), BEST), 1):
-        each = propose_own(network, OWN)(FixedTrial(found["params"]))
+        each = build_trial(network, OWN, found["params"])
         trials.append(Trial(f"no. {number} of the search", *each, SEEDS if number == 1 else SEEDS[:1]))
     return trials
+
+
+def build_trial(network: type[nn.Module], own: Settings, params: dict[str, Any]) -> tuple[type[nn.Module], Settings]:
+    """The network of a trial of the search, a `GridNetwork` of another width and depth, and its settings. Without
+    Optuna, which the notebooks do not need."""
+    recipe = dict(params)
+    size = {name: recipe.pop(name) for name in ("width", "depth")}
+    return type(f"{network.__name__}x{size['width']}x{size['depth']}", (network,), size), replace(own, **recipe)
 
 
 def plan_recipes(task: str) -> list[Trial]:

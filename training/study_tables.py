@@ -5,8 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from training.reference import published_curves
-from training.results import published_results, published_studies
-from training.search import best_trials
+from training.results import best_trials, published_results, published_studies
 from training.study import PLANS, RECIPES, Trial
 from training.tables import device_of, ending, markdown_table
 
