@@ -150,7 +150,7 @@ def test_a_trial_that_is_interrupted_waits_to_go_on(sets, tmp_path, monkeypatch)
 
 def test_a_worker_that_is_killed_loses_nothing(url, tmp_path):
     """Its trial is taken up by another, with the same parameters, after the epoch that its run's checkpoint holds."""
-    first = worker(url, tmp_path, 2, seconds=0.1)
+    first = worker(url, tmp_path, 2, seconds=0.2)
     study, begun = search.open_study("tiny", url, beat=1), time.monotonic()
     while not (study.trials and len(study.trials[0].intermediate_values) >= 2):
         assert first.poll() is None
@@ -170,7 +170,7 @@ def test_a_worker_that_is_killed_loses_nothing(url, tmp_path):
     seconds = [
         run["history"]["seconds"] for run in map(training.runs.files.load_tensors, tmp_path.rglob("checkpoint.pt"))
     ]
-    assert sum(each[0] > 0.35 for each in seconds) == 1  # its first epoch is the killed worker's, which was slow
+    assert sum(each[0] > 0.7 for each in seconds) == 1  # its first epoch is the killed worker's, which was slow
 
 
 @pytest.mark.slow
