@@ -514,12 +514,19 @@ def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6, ti
             axis.set_title(textwrap.fill(notes[number], 120 // columns), fontsize=12)  # as wide as the picture
         elif not len(truth[number]["labels"]):
             axis.set_title("no digit", fontsize=12)
-    handles = [Rectangle((0, 0), 1, 1, color=TRUE, label="true")]
-    if outputs is not None:
-        handles.append(Rectangle((0, 0), 1, 1, color=PREDICTED, label="predicted"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    handles = box_handles()
+    figure.legend(
+        handles=handles if outputs is not None else handles[:1], loc="outside lower center", ncols=2, frameon=False
+    )
     figure.suptitle(title)
     return figure
+
+
+def box_handles() -> list[Rectangle]:
+    """What a legend shows for true and predicted boxes."""
+    return [
+        Rectangle((0, 0), 1, 1, color=colour, label=name) for colour, name in ((TRUE, "true"), (PREDICTED, "predicted"))
+    ]
 
 
 def draw_found(picture: Tensor, boxes: Tensor, texts: Sequence[str]) -> Figure:
@@ -568,12 +575,13 @@ def plot_labels(splits: Splits) -> Figure:
         digits[name] = boxes, classes, empty
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(PAGE, 4), width_ratios=(1.25, 1, 1.1))
     names = sorted(set(digits["train"][1].tolist()))
+    some_empty = any(empty for _, _, empty in digits.values())
     for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
         _, classes, empty = digits[name]
-        counts = [(classes == category).sum().item() for category in names] + [empty]
+        counts = [(classes == category).sum().item() for category in names] + [empty] * some_empty
         shares = np.array(counts) / sum(counts)
         left.bar(np.arange(len(shares)) + (number - 1) * 0.27, shares, 0.27, label=label)
-    left.set_xticks(range(len(names) + 1), [*map(str, names), "none"])
+    left.set_xticks(range(len(names) + some_empty), [*map(str, names), "no\ndigit"][: len(names) + some_empty])
     left.set(title="classes", xlabel="digit", ylabel="share of the split")
     left.set_ylim(0, left.get_ylim()[1] * 1.18)  # room for the legend
     left.legend(frameon=False, loc="upper center", ncols=3, columnspacing=1, handlelength=1)
@@ -624,15 +632,15 @@ def plot_grid(picture: Tensor, label: Tensor) -> Figure:
 def plot_digits_per_picture(splits: Splits) -> Figure:
     """Detection: how many digits a picture holds, and how often each cell holds one."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 4.6))
+    digits = {name: getattr(splits, name).labels[..., 0].sum((1, 2)).long() for name in ("train", "val", "test")}
+    most = max(4, *(int(each.max()) for each in digits.values()))
     for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
-        counts = getattr(splits, name).labels[..., 0].sum((1, 2)).long().bincount(minlength=5)
-        bars = left.bar(np.arange(5) + (number - 1) * 0.27, (counts / counts.sum()).numpy(), 0.27, label=label)
+        counts = digits[name].bincount(minlength=most + 1)
+        bars = left.bar(np.arange(most + 1) + (number - 1) * 0.27, (counts / counts.sum()).numpy(), 0.27, label=label)
         if name == "train":
             left.bar_label(bars, [f"{count:,}" if count else "" for count in counts.tolist()], fontsize=12)
-    left.set(
-        title="digits per picture (numbers: training)", xlabel="digits", ylabel="share of the split", xlim=(0.4, 4.6)
-    )
-    left.set_xticks(range(1, 5))
+    left.set(title="digits per picture (numbers: training)", xlabel="digits", ylabel="share of the split")
+    left.set(xticks=range(1, most + 1), xlim=(0.4, most + 0.6))
     left.legend(frameon=False)
     share = splits.train.labels[..., 0].mean(0)
     image = right.imshow(share.numpy(), cmap="magma", vmin=0, extent=(0, WIDTH, HEIGHT, 0))
@@ -785,6 +793,7 @@ def plot_by_size(matches: Matches, labels: Tensor, visible: Matches | None = Non
     if visible is not None:
         axis.plot(middles, oracle, "^:", color="dimgrey", label="IoU of the box around visible ink")
     axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels")
+    axis.set_ylabel("share found, IoU")
     axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     return figure
 

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import secrets
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +64,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], None], keep: Path | Non
     Raises SaveError where the system does not let the file be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # two machines may write at once
     watched = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ def load_course(
     stored = load_tensors(path, COURSE_CLASSES)
     try:
         pictures, labels = _as_pair(stored, path)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: expected pictures, and labels, all of one shape and of numbers: {error}") from error

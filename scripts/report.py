@@ -20,6 +20,7 @@ import typst
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
+os.chdir(HOME)
 
 import models  # noqa: E402  (found only once the project's folder is on the path)
 import training  # noqa: E402
@@ -33,7 +34,6 @@ from training import tables  # noqa: E402
 SOURCE = HOME / "report" / "report.typ"
 TARGET = HOME / "report.pdf"
 FIGURES_FOLDER = HOME / "figures"
-TASKS = {"loc": "localization", "det": "detection"}
 
 BOXES = ("train_boxes", "val_boxes", "test_boxes", "failures")
 # The figures that the report shows; the curves are those of the selected network.
@@ -49,9 +49,9 @@ class NotReady(Exception):
 
 def figure_files(results: dict[str, Any], folder: Path) -> dict[str, dict[str, str]]:
     """Task -> name in the report -> file in the figures' folder. Raises NotReady where one is missing."""
-    files = {task: {name: f"{TASKS[task]}_{name}.png" for name in names} for task, names in FIGURES.items()}
+    files = {task: {name: f"{training.NAMES[task]}_{name}.png" for name in names} for task, names in FIGURES.items()}
     for task, named in files.items():
-        named["curves"] = f"{TASKS[task]}_curves_{results[task]['selected']}.png"
+        named["curves"] = f"{training.NAMES[task]}_curves_{results[task]['selected']}.png"
     for file in [file for named in files.values() for file in named.values()]:
         if not (folder / file).is_file():
             raise NotReady(f"{folder / file}: expected a figure, found none; run `make store` first")
@@ -62,12 +62,12 @@ def check_results(results: dict[str, Any], where: Path) -> None:
     """Raise NotReady unless both tasks' results are there, as `Lab.save` writes them."""
     needed = ("profile", "source", "pictures", "normalization", "networks", "selected", "test")
     needed += ("others", "unsnapped", "interval", "edges", "classes", "baselines", "checks")
-    for task in TASKS:
+    for task in training.NAMES:
         missing = [name for name in needed if name not in results.get(task, {})]
         if missing:
             raise NotReady(
-                f"{where}: expected the results of both tasks, found none of {TASKS[task]}'s {', '.join(missing)}; "
-                "run `make store` first"
+                f"{where}: expected the results of both tasks, found none of {training.NAMES[task]}'s "
+                f"{', '.join(missing)}; run `make store` first"
             )
 
 
@@ -75,9 +75,9 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
     """All that the report says in numbers: the results, and the constants of the code that made them."""
     return {
         "results": results,
-        "studies": {task: training.published_studies(task) for task in TASKS},
-        "search": {task: training.published_search(task) for task in TASKS},
-        "trained_less": {task: tables.trained_less(task, results[task]) for task in TASKS},
+        "studies": {task: training.published_studies(task) for task in training.NAMES},
+        "search": {task: training.published_search(task) for task in training.NAMES},
+        "trained_less": {task: tables.trained_less(task, results[task]) for task in training.NAMES},
         "published": published.PUBLISHED,
         "published_best": {
             network.__name__: max(training.reference.published_curves(network.__name__)["val_mean"])
@@ -118,6 +118,7 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
         "grid": {
             "rows": made.rows,
             "columns": made.columns,
+            "depth": made.depth,
             "outputs": 5 + made.classes,
             "stages": training.layers.stage_sizes(made),
         }

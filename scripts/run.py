@@ -37,7 +37,6 @@ LONGEST = 80  # bytes of a folder's name, so that with a socket's it is no longe
 class LiveClient(NotebookClient):
     """Executes a notebook and shows in the terminal which part of it runs and how training goes."""
 
-    headings: dict[int, str]
     live = sys.stdout.isatty()
     cleaning: asyncio.Future | None = None
 

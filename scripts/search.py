@@ -37,10 +37,12 @@ def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EP
     splits = replace(splits, train=splits.train[:pictures])
     study = search.open_study(f"{training.NAMES[task]} {pictures} {epochs}", search.database())
     network, own = models.NETWORKS[task][-1], replace(training.OWN, epochs=epochs)
-    study.enqueue_trial(search.by_hand(network, own), skip_if_exists=True)  # to be compared with the others
+    lock = training.runs_folder() / "search.lock"  # others may be beginning or writing as well
+    with files.lock(lock, 60):
+        study.enqueue_trial(search.by_hand(network, own), skip_if_exists=True)  # to be compared with the others
     search.search(study, trials, search.propose_own(network, own), splits, normal)
     found = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
-    with files.lock(training.runs_folder() / "search.lock", 60):  # others may be writing
+    with files.lock(lock, 60):
         files.save_json(RESULTS, {**files.load_json(RESULTS), task: found}, indent=1)
 
 

@@ -332,6 +332,14 @@ def test_a_course_file_that_cannot_be_used_is_named(task, name, course):
         load(task, course, None)
 
 
+@TASKS
+def test_a_subset_of_pictures_that_are_not_there_is_named(task, course, content):
+    expected, name = content[task][1], COURSE[task][1]
+    torch.save(Subset(TensorDataset(expected.pictures, expected.labels), [0, 10]), course / name)
+    with pytest.raises(DataError, match=f"{name}: expected pictures, and labels.*out of bounds"):
+        load(task, course, "course")
+
+
 X, Y = torch.zeros(10, 1, 48, 60), torch.tensor(labels.NO_DIGIT).repeat(10, 1)
 BOX = torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
 SOMETHING_ELSE = [

@@ -124,6 +124,19 @@ def test_killed_while_files_get_their_names(processes, killing_ground, tmp_path)
     assert_finishes(processes, killing_ground, tmp_path)
 
 
+def test_two_who_write_a_file_at_once_both_write_it_whole(tmp_path):
+    path = tmp_path / "file"
+
+    def write(file):
+        file.write(b"A" * 10)
+        files.atomic_write(path, lambda other: other.write(b"B" * 30))
+        assert path.read_bytes() == b"B" * 30
+        file.write(b"A" * 10)
+
+    files.atomic_write(path, write)
+    assert path.read_bytes() == b"A" * 20
+
+
 class NoLock(files.FileLock):
     """As on drives that have none."""
 

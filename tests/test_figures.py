@@ -165,6 +165,13 @@ def test_digits_are_grouped_by_size_in_pixels(labels):
     assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [[[16.5, 1]]] * 2
 
 
+def test_pictures_with_more_than_four_digits_are_counted_too():
+    five = det_labels({(row, column): CELL for row in (0, 1) for column in (0, 1, 2) if row + column < 3})
+    split = data.Split(torch.rand(1, 1, 48, 60), five)
+    figure = utils.plot_digits_per_picture(data.Splits(split, split, split, "course"))
+    assert [bar.get_height() for bar in figure.axes[0].patches] == 3 * [0, 0, 0, 0, 0, 1]
+
+
 def test_the_grid_is_drawn_with_its_cells_labels():
     figure = utils.plot_grid(torch.rand(1, 48, 60), det_labels({(1, 2): CELL})[0])
     texts = {text.get_position(): text.get_text() for text in figure.axes[1].texts}

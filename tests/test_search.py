@@ -134,18 +134,39 @@ def test_a_trial_that_diverges_ends_early(sets, tmp_path, monkeypatch):
 
 def test_a_trial_that_is_interrupted_waits_to_go_on(sets, tmp_path, monkeypatch):
     monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    monkeypatch.setattr(training.runs, "SAVED_EVERY", 0.0)
     study = search.open_study("a", search.database())
 
-    def interrupt(*about):
-        raise KeyboardInterrupt
+    def interrupted(*about):
+        def on_epoch(state):
+            about[-1].on_epoch(state)
+            if state.epoch == 2:
+                raise KeyboardInterrupt
+
+        return training.fit(*about[:-1], training.Hooks(on_epoch=on_epoch))
 
     with monkeypatch.context() as patch:
-        patch.setattr(search, "fit", interrupt)
+        patch.setattr(search, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             search.search(study, 1, propose, *sets["loc"])
     search.search(study, 1, propose, *sets["loc"])
     assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
     assert study.trials[0].params == study.trials[1].params
+    assert list(study.trials[1].intermediate_values) == [0, 1, 2, 3]  # those before the interruption too
+
+
+def test_a_trial_that_another_worker_trains_is_left_to_it(sets, tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    study, fits = search.open_study("a", search.database()), [training.fit]
+
+    def taken(*about):
+        fits.append(search.fit)
+        monkeypatch.setattr(search, "fit", fits[0])
+        raise training.RunInUse
+
+    monkeypatch.setattr(search, "fit", taken)
+    search.search(study, 1, propose, *sets["loc"])
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
 
 
 def test_a_worker_that_is_killed_loses_nothing(url, tmp_path):

@@ -262,7 +262,7 @@ def edit(monkeypatch, function, old, new):
 
 
 def digest():
-    return keys.code_digest(Tiny2, loop.build, loop.train)
+    return keys.code_digest(Tiny2, loop.build, loop.train, *keys.REACHED)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +275,9 @@ def digest():
         (boxes.snap, ".round()", ".floor()"),
         (utils.Matches.right.fget, "& (", "| ("),
         (loop.draw_batches, "100_003", "100_004"),
+        (utils.Normalizer.__call__, "div_(", "mul_("),  # used of arguments only, as are the next two
+        (Settings.loss_weights.fget, "self.l1_weight, self.giou_weight", "self.giou_weight, self.l1_weight"),
+        (data.Split.to, "labels=self.labels", "labels=self.pictures"),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )

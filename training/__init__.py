@@ -3,12 +3,12 @@
 from training.baselines import visible_outputs
 from training.colab import prepare_colab
 from training.keys import provenance
-from training.lab import Lab, Test, open_lab
+from training.lab import Lab, open_lab
 from training.layers import Layer, list_layers, source_of
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
-from training.progress import Progress, forgive_output
+from training.progress import forgive_output
 from training.results import BASELINES, published_results, published_search, published_studies, select_best
-from training.runs import Run, RunInUse, fit
+from training.runs import RunInUse, fit
 from training.settings import (
     NAMES,
     OWN,

@@ -15,7 +15,7 @@ class BoundedBoxes(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        outputs = self.network(pictures).float()  # in training layers may give bfloat16, too coarse for boxes
+        outputs = self.network(pictures).float()  # in training it may be bfloat16, too coarse for a sigmoid
         columns, rows = grid_size(outputs)
         x, y, width, height = outputs[:, 1:5].sigmoid().unbind(1)
         boxes = torch.stack((x, y, width * columns, height * rows), 1)

@@ -111,8 +111,8 @@ def piece_rows(outputs: Tensor, split: Split) -> list[tuple[str, int, str, float
 
 
 def calibration(outputs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:
-    """How far scores can be believed: for as many bins of the found digits' score as there are digits in, its mean, the
-    share of them that are right, and how many there are."""
+    """How far scores can be believed: for as many bins of the predicted boxes' score as there are boxes in, its mean,
+    the share of them that are right, and how many there are."""
     matches, (rows, _) = utils.match(outputs, labels), utils.as_pictures(outputs, labels)
     named = rows[:, 5:].softmax(1).amax(1) if task_of(labels) == "loc" else rows[:, 5].abs().sigmoid()
     scores = rows[:, 0].sigmoid() * named
@@ -137,7 +137,7 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
         left.plot(steps, shares, "o-", label=side, color=f"C{number}")
     left.set(title="edges", xlabel="predicted − true, pixels (±5: or more)", ylabel="share of found digits")
     left.set(yscale="log", xticks=steps)
-    left.legend(frameon=False, loc="upper right")
+    left.legend(frameon=False, loc="upper left", fontsize=11.5, handlelength=1.2)
     if split.visible is not None:
         faint = utils.box_ious(*(utils.as_pictures(outputs, each)[1][:, 1:5] for each in (split.visible, labels)))
         edges = np.arange(0.4, 1.01, 0.1)
@@ -158,10 +158,10 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     believed = calibration(outputs, labels)
     right.plot([0, 1], [0, 1], ":", color="dimgrey")
     right.plot([x for x, _, _ in believed], [y for _, y, _ in believed], "o-", color=PREDICTED)
-    for number, (x, y, count) in enumerate(reversed(believed)):  # to both sides in turn: the last ones are close
-        shift, side = (-5, "right") if number % 2 else (5, "left")
-        right.annotate(f"{count:,}", (x, y), (shift, -13), textcoords="offset points", ha=side, fontsize=9)
-    right.set(title="calibration (numbers: digits)", xlabel="score", ylabel="share that is right")
+    for number, (x, y, count) in enumerate(believed, 1):  # the last two are close
+        shift, side = ((0, 8), "center") if number == len(believed) else ((-7, 1), "right")
+        right.annotate(f"{count:,}", (x, y), shift, textcoords="offset points", ha=side, fontsize=11)
+    right.set(title="calibration (numbers: boxes)", xlabel="score", ylabel="share that is right", ylim=(-0.05, 1.1))
     return figure
 
 
@@ -191,5 +191,5 @@ def plot_places(network: nn.Module, split: Split, normal: utils.Normalizer) -> F
         shade = weight.numpy()
         axis.imshow(np.ones_like(shade), cmap="autumn", alpha=np.sqrt(shade / max(shade.max(), 1e-6)) * 0.75,
                     extent=(0, WIDTH, HEIGHT, 0))  # fmt: skip
-    figure.suptitle("The places that speak for each cell")
+    figure.suptitle("Weights of the places")
     return figure

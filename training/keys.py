@@ -17,11 +17,13 @@ import torchvision
 from torch import nn
 
 import utils
-from data import Splits
+from data import Split, Splits
 from training.loop import build, train
 from training.settings import Settings, runs_folder
 
 OURS = ("data", "models", "training", "utils")
+# What training uses of its arguments, which names in its code do not lead to.
+REACHED = (utils.Normalizer.__call__, Settings.loss_weights.fget, Split.to)
 
 
 def describe_run(network: type[nn.Module], splits: Splits, normal: utils.Normalizer, settings: Settings) -> dict:
@@ -34,7 +36,7 @@ def describe_run(network: type[nn.Module], splits: Splits, normal: utils.Normali
         "pictures": len(splits.train),
         "data": splits.fingerprint,
         "normalization": asdict(normal),
-        "code": code_digest(network, build, train),
+        "code": code_digest(network, build, train, *REACHED),
         "torch": str(torch.__version__),
     }
 

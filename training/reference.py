@@ -16,7 +16,8 @@ def reference_mean(outputs: Tensor, labels: Tensor) -> float:
     """Mean accuracy by the reference's own measure, for comparison with its published figures only.
 
     A picture (cell) in which nothing is found counts as right, digit or not; in detection the class that is read is
-    always 0, an argmax over one logit; and IoU is the mean over batches of the mean over found digits, 0 where none is.
+    always 0, an argmax over one logit; and IoU is the mean of batches' means over found digits, but for batches
+    without any.
     """
     rows, truth = utils.as_pictures(outputs, labels)
     digit, found = truth[:, 0] > 0, rows[:, 0] > 0

@@ -9,9 +9,9 @@ from torch import nn
 
 import models
 from data import DataError
-from data.files import load_json, load_pickle, save_json, save_pickle
+from data.files import load_json, load_pickle, lock, save_json, save_pickle
 from training.runs import Run, check_history, check_watched
-from training.settings import NAMES, Settings
+from training.settings import NAMES, Settings, runs_folder
 
 # Published test figures, to set beside ours: [name, accuracy, IoU, mean], and of the others in detection mAP@[.50:.95],
 # mAP@.50 and mAP@.75. They are of the course's own files, and the reference's accuracy counts a missed digit as right.
@@ -67,7 +67,8 @@ def best_trials(found: dict[str, Any] | None, count: int) -> list[dict[str, Any]
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
     """Put a task's results into results.json in the folder; the other task's stay as they are."""
     path = Path(folder) / "results.json"
-    save_json(path, {**load_json(path), task: results}, indent=1, sort_keys=True)
+    with lock(runs_folder() / "results.lock", 60):  # the other notebook may be writing its own
+        save_json(path, {**load_json(path), task: results}, indent=1, sort_keys=True)
 
 
 def summarize(run: Run) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import nn
 from data import Splits
 from training.keys import describe_run, run_folder
 from training.loop import Hooks, NonFiniteLoss, TrainState
-from training.runs import fit
+from training.runs import RunInUse, fit
 from training.settings import Settings, runs_folder
 from training.study import build_trial
 from training.weights import drop_weights
@@ -107,16 +107,22 @@ def search(
 
     def objective(trial: optuna.Trial) -> float:
         network, settings = propose(trial)
-        reported = study.trials[trial.number].intermediate_values  # by a worker that was killed
+        reported = set(study.trials[trial.number].intermediate_values)  # by a worker that was killed
+
+        def report(history: dict[str, list[float]]) -> None:
+            for step, value in enumerate(history["val_mean"]):  # its run may have begun in another trial
+                if step not in reported:
+                    trial.report(value, step)
+                    reported.add(step)
 
         def on_epoch(state: TrainState) -> None:
-            if state.epoch - 1 not in reported:
-                trial.report(state.history["val_mean"][-1], state.epoch - 1)
+            report(state.history)
             if state.epoch < settings.epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
         try:
             run = fit(network, splits, normal, settings, Hooks(on_epoch=on_epoch))
+            report(run.history)
             if run.diverged:
                 raise optuna.TrialPruned
         except (optuna.TrialPruned, NonFiniteLoss):
@@ -132,7 +138,7 @@ def search(
         warnings.simplefilter("ignore", ExperimentalWarning)
         while (states := count_states(study))["finished"] < trials:
             if states["finished"] + states["running"] < trials or states["waiting"]:
-                study.optimize(objective, n_trials=1)
+                study.optimize(objective, n_trials=1, catch=RunInUse)  # another has proposed the same
                 print(tell(study, trials))
             else:
                 time.sleep(1)  # others are busy with the last trials; if one dies, its trial will be waiting

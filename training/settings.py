@@ -42,7 +42,7 @@ class Settings:
     seed: int = 42  # initial weights, and the order of the pictures in every epoch
     shuffle: bool = True  # the reference did not
     optimizer: str = "sgd"  # or "adamw", which scales the step of every weight by itself
-    weight_decay: float = 0.0  # of kernels and matrices; never of biases and batch norm
+    weight_decay: float = 0.0  # with AdamW of kernels and matrices, never of biases and batch norm
     one_cycle: bool = False  # learning rate up to its value and down to nothing at the end
     warm_up: float = 0.2  # share of the cycle in which it rises
     bounded_boxes: bool = False  # a sigmoid on x, y, w, h; GIoU has no gradient for boxes of negative size
@@ -55,7 +55,7 @@ class Settings:
     snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
     max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
     max_stretch: float = 0.0  # and make them wider, narrower, higher, flatter by up to this share
-    # Of the layers in training. Weights, losses, box arithmetic and every evaluation are float32 all the same.
+    # Of a network's arithmetic in training. Weights, losses and every evaluation are float32 all the same.
     precision: str = field(default_factory=choose_precision)
 
     @property
@@ -96,7 +96,9 @@ def describe(settings: Settings) -> str:
     """The settings in words: what every recipe has, then what this one adds, in lines that a notebook shows whole."""
     names = {"sgd": "SGD", "adamw": "AdamW", "mse": "squared errors", "giou": "L1 and GIoU"}
     if settings.optimizer == "sgd":
-        extra = f"momentum {settings.momentum:g}"
+        extra = f"momentum {settings.momentum:g}" + f", weight decay {settings.weight_decay:g}" * (
+            settings.weight_decay > 0
+        )
     else:
         extra = f"weight decay {settings.weight_decay:g}"
     line = (

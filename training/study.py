@@ -92,7 +92,9 @@ def plan_ingredients(task: str) -> list[Trial]:
         for name, value in (("Width", network.width // 2), ("Depth", network.depth - 1))
     )
     without = {
-        "SGD, as the reference's, for AdamW": {"optimizer": "sgd", "learning_rate": REFERENCE.learning_rate},
+        "SGD, as the reference's, for AdamW": {
+            name: getattr(REFERENCE, name) for name in ("optimizer", "learning_rate", "weight_decay")
+        },
         "no weight decay": {"weight_decay": 0.0},
         "a constant learning rate": {"one_cycle": False},
         "squared errors for L1 and GIoU": {"box_loss": "mse"},
