@@ -239,10 +239,11 @@ class GridNetwork(nn.Module):
     """One digit per cell of a grid of rows x columns, found by letting every place of the picture speak.
 
     Each of the backbone's 12x15 places says how surely the digit of its cell has its centre about there, which class it
-    is, and for each edge of its box how likely it lies 0, 1, 2 ... pixels away: edges lie on whole pixels, and a faint
-    one has several likely places (distributions as in generalised focal loss, Li et al., 2020). A cell's answer is the
-    mean over its places, weighted by the softmax of their certainty. So the same weights find a digit wherever it lies,
-    as in FCOS (Tian et al., 2019), but no rule has to assign boxes to places: the loss reaches the certainties too.
+    is, and for each edge of its box how likely it lies 0, 1, 2 ... pixels away, from two inwards to 21 outwards: edges
+    lie on whole pixels, and a faint one has several likely places (distributions as in generalised focal loss, Li et
+    al., 2020). A cell's answer is the mean over its places, weighted by the softmax of their certainty. So the same
+    weights find a digit wherever it lies, as in FCOS (Tian et al., 2019), but no rule has to assign boxes to places:
+    the loss reaches the certainties too.
 
     Presence is the log-sum-exp of the certainties; among several cells, times the probability that the centre lies in
     this one. In training `Answers` are returned. In evaluation outputs alone, and the presence is the lower the less

@@ -83,7 +83,6 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
             network.__name__: max(training.reference.published_curves(network.__name__)["val_mean"])
             for network in (*models.REFERENCE_LOCALIZERS, *models.REFERENCE_DETECTORS)
         },
-        "profiles": {name: asdict(profile) for name, profile in training.PROFILES.items()},
         "recipes": {"reference": asdict(training.REFERENCE), "new": asdict(training.OWN)},
         "loss": utils.DEFAULT_WEIGHTS._asdict(),
         "map_threshold": inspect.signature(utils.mean_average_precision).parameters["threshold"].default,

@@ -71,6 +71,10 @@ skre, flo, simple = (history("loc", name) for name in ("SkreNet", "FloNet", "Sim
 flo2 = history("det", "FloNet2")
 LOCALIZERS, THREE = ("SkreNet", "FloNet", "SimpleNet"), ("SkreNet2", "SimpleNet2", "FloNet2")
 SGD, CONSTANT = "SGD, as the reference's, for AdamW", "a constant learning rate"
+HALF, WORTHLESS = (
+    "40 channels for 80",
+    {"no weight decay", "no stretched pictures", "no smoothed class labels", "squared errors for L1 and GIoU"},
+)
 NO_EDGES, NOT_CLAIMED = "no cross-entropy of edges", "presence wherever the centre lies"
 
 
@@ -242,9 +246,13 @@ CLAIMS = [
     ("loc", "and 1.5 % of the validation digits", wrong("loc", "CompactNet", "val") == 1.5),
     ("loc", "0.926 on training and 0.922 on validation pictures",
         near(fit("loc", "CompactNet", "fit"), 0.926, 3) and near(fit("loc", "CompactNet", "val"), 0.922, 3)),
-    ("loc", "both losses are lowest in the last epoch", ends("loc", "CompactNet")["lowest"] == 40),
-    ("loc", "After one epoch CompactNet is already better than any other network at its best", ahead("loc", "CompactNet")),
-    ("loc", "with an IoU of 0.68 and 0.73 for 0.92", near(fit("loc", "CompactNet", "val"), 0.92)),
+    ("loc", "both are lowest in the last epoch", ends("loc", "CompactNet")["lowest"] == 40 and min(history("loc", "CompactNet")["train_loss"]) == history("loc", "CompactNet")["train_loss"][-1]),
+    ("loc", "with a constant one validation loss ends 3 to 17 % above its lowest", [round(100 * (row["ends"]["val"] - 1)) for row in rows("loc", "full_length", CONSTANT)] == [3, 10, 17]),
+    ("loc", "to be compared with our 0.983", near(found("loc")["test"]["digit_accuracy"], 0.983, 3)),
+    ("loc", "costs the box of 10 pixels two and a half times as much as the box of 30", near((1 - 81 / 119) / (1 - 841 / 959), 2.6, 1)),
+    ("loc", "After one epoch CompactNet's mean accuracy is already higher than any other network's best, by its boxes; in naming it is ahead of all after eight", ahead("loc", "CompactNet")
+        and [value > max(max(history("loc", name)["val_accuracy"]) for name in LOCALIZERS) for value in history("loc", "CompactNet")["val_accuracy"][:8]] == [False] * 7 + [True]),
+    ("loc", "with an IoU of 0.68 and 0.73 against 0.92", near(fit("loc", "CompactNet", "val"), 0.92)),
     ("loc", "FloNet names digits best, and SkreNet places them best", all(
         max(("SkreNet", "FloNet", "SimpleNet"), key=lambda name: fit("loc", name, "val", score)) == best
         for score, best in (("digit_accuracy", "FloNet"), ("iou", "SkreNet")))),
@@ -267,21 +275,21 @@ CLAIMS = [
         (row["accuracy"], row["class"]) for row in digits("loc"))[:2] == [(pytest.approx(0.97, abs=0.004), each) for each in "59"]),
     ("loc", "Three seeds lie within 0.0012 of each other on validation pictures, less than another choice of test pictures would change",
         apart("loc") < 0.0012 < interval("loc")),
-    ("loc", "a mean of 0.830 for 0.827", near(found("loc")["others"]["SkreNet"]["mean"], 0.830, 3)
+    ("loc", "a mean of 0.830 against 0.827", near(found("loc")["others"]["SkreNet"]["mean"], 0.830, 3)
         and near(training.results.PUBLISHED["loc"][0][3], 0.827, 3)),
-    ("loc", "an average precision of 0.87 to our 0.98",
+    ("loc", "an average precision of 0.87 against our 0.98",
         near(found("loc")["others"]["SkreNet"]["map50"], 0.87) and near(found("loc")["test"]["map50"], 0.98)),
-    ("loc", "it is 0.24 to our 0.95", near(found("loc")["others"]["SkreNet"]["map75"], 0.24) and near(found("loc")["test"]["map75"], 0.95)),
+    ("loc", "it is 0.24 against our 0.95", near(found("loc")["others"]["SkreNet"]["map75"], 0.24) and near(found("loc")["test"]["map75"], 0.95)),
     ("loc", "Seven edges in ten are right to the pixel", near(found("loc")["edges"][4][1], 0.71)),
     ("loc", "The 269 digits in several pieces, not three in a hundred, have nearly half of these edges, and more than half of the boxes with an IoU below one half", (
         pieces("loc") == [(269, 10_000), (9, 16), (95, 199)])),
     ("loc", "SkreNet's class loss goes from 0.34 to 0.40", near(skre["val_loss_class"][12], 0.34) and near(skre["val_loss_class"][53], 0.40)),
     ("loc", "from 0.0033 to 0.0010, for an IoU from 0.55 to 0.73", near(skre["val_loss_box"][12], 0.0033, 4)
         and near(skre["val_loss_box"][53], 0.0010, 4) and near(skre["val_iou"][12], 0.55) and near(skre["val_iou"][53], 0.73)),
-    ("loc", "averaged over the last ten epochs it is 0.027 behind, and its best, in epoch 58, is a single peak", near(statistics.mean(
-        skre["val_mean"][-10:]) - statistics.mean(flo["val_mean"][-10:]), 0.027, 3) and sorted(flo["val_mean"])[-2] < max(flo["val_mean"]) - 0.01
+    ("loc", "Averaged over the last ten, FloNet is 0.027 behind, in the three tens before 0.04; its best, in epoch 58, is a single peak", [round(statistics.mean(
+        skre["val_mean"][begin : begin + 10]) - statistics.mean(flo["val_mean"][begin : begin + 10]), 3) for begin in (20, 30, 40, 50)] == [0.039, 0.043, 0.039, 0.027] and sorted(flo["val_mean"])[-2] < max(flo["val_mean"]) - 0.01
         and flo["val_mean"].index(max(flo["val_mean"])) == 57),
-    ("loc", "Our network's 0.92 is above both, though not without snapping", found("loc")["unsnapped"]["iou"]
+    ("loc", "Our network's 0.92 is above both; without snapping it is a little below the first", found("loc")["unsnapped"]["iou"]
         < found("loc")["baselines"]["visible"]["iou"] < found("loc")["test"]["iou"]),
     ("loc", "better than either by more than 0.12",
         found("loc")["test"]["mean"] - max(found("loc")["others"][name]["mean"] for name in ("SkreNet", "FloNet")) > 0.12),
@@ -313,7 +321,7 @@ CLAIMS = [
     ("loc", "in a fixed order 0.829 and 0.818 by our measure, shuffled 0.828 and 0.815", [
         (round(mean_of(rows("loc", "reproduction", name), "mean"), 3), round(fit("loc", name, "val", "mean"), 3)) for name in LOCALIZERS[:2]
     ] == [(0.829, 0.828), (0.818, 0.815)]),
-    ("loc", "it stays near 0.47, as the published one does", all(abs(statistics.median(curve[20:]) - 0.47) < 0.01 for curve in (
+    ("loc", "after an early peak it stays near 0.47, as the published one does", rows("loc", "reproduction", "SimpleNet")[0]["best_epoch"] < 10 and all(abs(statistics.median(curve[20:]) - 0.47) < 0.01 for curve in (
         rows("loc", "reproduction", "SimpleNet")[0]["curves"]["val_reference_mean"],
         training.reference.published_curves("SimpleNet")["val_mean"]))),
     ("det", "FloNet2, which has by far the most arithmetic, was trained on one NVIDIA H200, the others on one core of a CPU", {
@@ -326,8 +334,8 @@ CLAIMS = [
     ("det", "find and name three digits in four, and by the mean, to which their exact boxes add, they are ahead of all three", near(
         found("det")["baselines"]["bright"]["digit_accuracy"], 0.74) and found("det")["baselines"]["bright"]["mean"] > max(
         scores["mean"] for scores in found("det")["others"].values())),
-    ("det", "after one epoch two validation digits in three or more are found", min(
-        history("det", name)["val_digit_accuracy"][0] for name in THREE) > 0.65),
+    ("det", "after one epoch 66 to 88 % of the validation digits are found", sorted(
+        round(100 * history("det", name)["val_digit_accuracy"][0]) for name in THREE)[::2] == [66, 88]),
     ("det", "SimpleNet2's is anywhere between 0.64 and 0.73", last_ten(history("det", "SimpleNet2"), "val_iou") == (0.64, 0.73)),
     ("det", "IoU is no more than 0.81 and 0.73", near(fit("det", "SkreNet2", "fit"), 0.81) and near(fit("det", "SimpleNet2", "fit"), 0.73)),
     ("det", "lowest in epochs 18 and 20", (ends("det", "SkreNet2")["lowest"], ends("det", "SimpleNet2")["lowest"]) == (18, 20)),
@@ -346,32 +354,32 @@ CLAIMS = [
     ("det", "by our measure they are within 0.007 of what they reach shuffled", all(
         abs(mean_of(rows("det", "reproduction", name), "mean") - fit("det", name, "val", "mean")) < 0.007 for name in THREE[:2])),
     ("det", "with a ninth of the published training loss", 1 / 9.5 < loss_again("FloNet2") < 1 / 8.5),
-    ("det", "FloNet2 is the exception, 0.798 for 0.634", (round(reproduced("FloNet2"), 3), round(published("FloNet2"), 3)) == (0.798, 0.634)),
+    ("det", "FloNet2 is the exception, 0.798 instead of 0.634", (round(reproduced("FloNet2"), 3), round(published("FloNet2"), 3)) == (0.798, 0.634)),
     ("det", "with our recipe it comes to 0.907 on few pictures", near(recipe("det", "FloNet2"), 0.907, 3)),
     ("det", "no digit that is found counts as right, and the mean is 0.048 lower", near(
         TEN["curves"]["val_reference_mean"][TEN["best_epoch"] - 1] - TEN["examined"]["reference mean, ten channels"], 0.048, 3)),
     ("det", "the published curves have them in epochs 26 and 43", jumps(training.reference.published_curves("FloNet2")["train_loss"]) == [26, 43]),
-    ("det", "ours in 29 and 33", jumps(flo2["train_loss"]) == [29, 33]),
+    ("det", "our run of shuffled pictures in 29 and 33", jumps(flo2["train_loss"]) == [29, 33]),
     ("det", "on top of ten channels, where the mean is 0.006 lower by the reference's measure", near(rows("det", "failure", "ten channels, shuffled")[0]["curves"]["val_reference_mean"][
         rows("det", "failure", "ten channels, shuffled")[0]["best_epoch"] - 1] - TEN["curves"]["val_reference_mean"][TEN["best_epoch"] - 1], 0.006, 3)),
-    ("det", "the published mean was no higher than 0.634, where ours, of unshuffled pictures and read over ten channels, comes to 0.712", near(
+    ("det", "the published mean was no higher than 0.634. Ours, of unshuffled pictures and read over ten channels, comes to 0.712 in epoch 13", TEN["best_epoch"] == 13 and near(
         max(training.reference.published_curves("FloNet2")["val_mean"][:25]), 0.634, 3) and near(
         TEN["examined"]["reference mean, ten channels"], 0.712, 3)),
-    ("det", "its training loss was below that of our repetition from epoch 10 until then", all(theirs < ours for theirs, ours in zip(
-        training.reference.published_curves("FloNet2")["train_loss"][9:25], rows("det", "reproduction", "FloNet2")[0]["curves"]["train_loss"][9:25], strict=True))),
+    ("det", "the published training loss is the same then, 0.054, but the mean 0.600", near(TEN["curves"]["train_loss"][12], 0.054, 3) and [round(
+        training.reference.published_curves("FloNet2")[name][12], 3) for name in ("train_loss", "val_mean")] == [0.054, 0.600]),
     ("det", "1.1 % are wrong on the first and 0.9 % on the second", (
         wrong("det", "CompactNet2", "fit"), wrong("det", "CompactNet2", "val")) == (1.1, 0.9)),
     ("det", "an IoU of 0.931 against 0.922",
         near(fit("det", "CompactNet2", "fit"), 0.931, 3) and near(fit("det", "CompactNet2", "val"), 0.922, 3)),
     ("det", "cost most, 0.012 and 0.006 of the mean", (round(-change("det", SGD), 3), round(-change("det", CONSTANT), 3)) == (0.012, 0.006)),
     ("det", "pictures that are not moved, 0.003 and 0.002", (round(-change("det", NO_EDGES), 3), round(-change("det", "no shifted pictures"), 3)) == (0.003, 0.002)),
-    ("det", "are worth 0.001; without the latter 65 digits are missed for 38", all(
+    ("det", "are worth 0.001; without the latter 65 digits are missed instead of 38", all(
         near(change("det", name), -0.001, 3) for name in ("2 convolutions at each size for 3", NOT_CLAIMED))
         and (round(missed(NOT_CLAIMED)), round(missed("the whole recipe"))) == (65, 38)),
-    ("det", "Not so weight decay, stretching, smoothed labels, L1 and GIoU, and half of the channels", not_clear("det") == {"no weight decay", "no stretched pictures",
-        "no smoothed class labels", "squared errors for L1 and GIoU", "40 channels for 80"}),
-    ("det", "what they bring here, if anything, is less than what another seed changes", max(abs(change("det", name)) for name in not_clear("det"))
-        < max(max(means("det", "ingredients", name)) - min(means("det", "ingredients", name)) for name in not_clear("det"))),
+    ("det", "Half of the channels cost 0.001 too, though not with every seed. Not so weight decay, stretching, smoothed labels, L1 and GIoU", near(change("det", HALF), -0.001, 3)
+        and not_clear("det") == {HALF, *WORTHLESS}),
+    ("det", "what they bring here, if anything, is less than what another seed changes", max(abs(change("det", name)) for name in WORTHLESS)
+        < min(max(means("det", "ingredients", name)) - min(means("det", "ingredients", name)) for name in WORTHLESS)),
     ("det", "is worth 0.020 of mAP, the presence that asks for the centre 0.003",
         near(precision() - precision("map, unranked"), 0.020, 3) and near(precision() - precision(name=NOT_CLAIMED), 0.003, 3)),
     ("det", "changes mAP@.50 by less than 0.001 and costs 0.002 to 0.003", all(
@@ -384,16 +392,18 @@ CLAIMS = [
     ("det", "(0.888 and 0.858", near(fit("det", "SkreNet2", "val", "mean"), 0.888, 3) and near(fit("det", "SimpleNet2", "val", "mean"), 0.858, 3)),
     ("det", "comes to 0.920 with the reference's recipe (but for the cross-entropy of its edges), where the others have 0.78 and less. Both together make 0.953", near(recipe("det", "CompactNet2", "the reference's recipe"), 0.920, 3) and near(recipe("det", "CompactNet2"), 0.953, 3)
         and near(max(recipe("det", name, "the reference's recipe") for name in THREE), 0.78)),
-    ("det", "No trial is ahead of the recipe by hand, and sixteen were ended early. Three that differ from it in nearly every number come within 0.002", ahead_of_hand("det") < 0
-        and sum(trials("det")[0]["mean"] - trial["mean"] < 0.002 for trial in trials("det")[1:] if trial["mean"]) == 3 and sum(trial["mean"] is None for trial in trials("det")) == 16),
+    ("det", "No trial is ahead of the recipe by hand. The first four could not be ended early, and the sixteen after them all were", ahead_of_hand("det") < 0 and [
+        trial["mean"] is None for trial in trials("det")] == [False] * 4 + [True] * 16),
+    ("det", "they differ from it in nearly every number and come within 0.002", sum(
+        trial["mean"] is not None and trials("det")[0]["mean"] - trial["mean"] < 0.002 for trial in trials("det")[1:]) == 3),
     *((task, "the three parts of the recipe that brought most are left out once more", sorted(BROUGHT_MOST[task]) == sorted(training.study.DECISIVE))
         for task in training.NAMES),
     ("det", "AdamW is worth 0.010 and the schedule 0.003", [round(at_length("det", name), 3) for name in (SGD, CONSTANT)] == [0.010, 0.003]),
-    ("det", "cross-entropy is worth 0.001 of the mean, and more where the mean does not look: without it 50 digits are missed for 35", near(at_length("det", NO_EDGES), 0.001, 3)
+    ("det", "cross-entropy is worth 0.001 of the mean, and more where the mean does not look: without it 50 digits are missed instead of 35", near(at_length("det", NO_EDGES), 0.001, 3)
         and [round(mean_of(each, "missed", "examined")) for each in LONG] == [50, 35]),
     ("det", "and mAP is 0.019 lower", near(precise(LONG[1]) - precise(LONG[0]), 0.019, 3)),
     ("det", "is worth 0.024 of mAP with it, and 0.009 without", [round(precise(each) - precise(each, "map, unranked"), 3) for each in LONG] == [0.009, 0.024]),
-    ("det", "is ahead of the recipe by hand by 0.0007, from each of three seeds, and with a third fewer weights", near(at_length("det", FOUND), -0.0007, 4)
+    ("det", "of the recipe by hand: by 0.0007, from each of three seeds, and with a third fewer weights", near(at_length("det", FOUND), -0.0007, 4)
         and len(means("det", "full_length", FOUND)) == 3 and min(means("det", "full_length", FOUND)) > max(SEEDS["det"])
         and 0.63 < rows("det", "full_length", FOUND)[0]["parameters"] / LONG[1][0]["parameters"] < 0.68),
     ("det", "by up to sixteen pixels where ours moves them by eight, and hardly stretches them or smooths their labels", all(
@@ -407,11 +417,12 @@ CLAIMS = [
         row["settings"]["max_shift"] == 4 and row["settings"]["max_stretch"] < 0.03 for row in searched("loc"))),
     ("loc", "which moves pictures by up to sixteen pixels, is ahead at full length, by 0.0007", near(at_length("det", FOUND), -0.0007, 4)),
     ("det", "After one epoch CompactNet2 is already better than any other network at its best", ahead("det", "CompactNet2")),
-    ("det", "with an IoU of 0.79, 0.73 and 0.68 for 0.92", [round(fit("det", name, "val"), 2) for name in (
+    ("det", "with an IoU of 0.79, 0.73 and 0.68 against 0.92", [round(fit("det", name, "val"), 2) for name in (
         "SkreNet2", "SimpleNet2", "FloNet2", "CompactNet2")] == [0.79, 0.73, 0.68, 0.92]),
     ("det", "finds and names 99.0 % of the digits", round(100 * found("det")["test"]["digit_accuracy"], 1) == 99.0),
     ("det", "Its boxes are 0.002 short of the oracle's",
         round(found("det")["baselines"]["visible"]["iou"] - found("det")["test"]["iou"], 3) == 0.002),
+    ("det", "names 1.7 % of its digits wrongly", near(100 * (1 - found("loc")["test"]["digit_accuracy"]), 1.7, 1)),
     ("det", "and its mAP is higher", found("det")["test"]["map"] > found("det")["baselines"]["visible"]["map"]),
     ("det", "Three seeds are within 0.0002 of each other", apart("det") < 0.0002 < interval("det")),
     ("det", "worth 0.019 of IoU", snapping("det") == 0.019),
@@ -433,11 +444,11 @@ CLAIMS = [
         f"average precision at an IoU of 0.50, {name}: {1 - 1 / 101 - more:.4f}" in PRINTED["det"] for name, more in (("zeros", 0), ("ones", 0.0022)))),
     ("det", "SkreNet2 is ahead of SimpleNet2 by 0.031", near(
         fit("det", "SkreNet2", "val", "mean") - fit("det", "SimpleNet2", "val", "mean"), 0.031, 3)),
-    ("det", "right in 88.1 % of the cells for 99.3 %, and no network that finds every digit can be right in more than 88.65 %", all(
+    ("det", "right in 88.1 % of the cells instead of 99.3 %, and no network that finds every digit can be right in more than 88.65 %", all(
         part in PRINTED["det"] for part in ("as it is meant: accuracy 0.993", "reference read it: accuracy 0.8809", "class 0 alone: 0.8865"))),
     ("det", "that is 0.02 to 0.04, and the reference's best network gained 0.054", near(
         training.results.PUBLISHED["det"][0][2] - training.results.PUBLISHED["loc"][0][2], 0.054, 3)),
-    ("det", "0.95 for 0.93 and 0.91 for 0.88", [
+    ("det", "0.95 against 0.93 and 0.91 against 0.88", [
         round(training.results.published_results(task)["classes"]["visible"][digit]["iou"], 2) for digit in (0, 1) for task in ("det", "loc")
     ] == [0.95, 0.93, 0.91, 0.88]),
 ]  # fmt: skip

@@ -54,7 +54,7 @@ class Settings:
     label_smoothing: float = utils.DEFAULT_WEIGHTS.smoothing
     snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
     max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
-    max_stretch: float = 0.0  # and make them wider, narrower, higher, flatter by up to this share
+    max_stretch: float = 0.0  # and make them wider, narrower, taller, flatter by up to this share
     # Of a network's arithmetic in training. Weights, losses and every evaluation are float32 all the same.
     precision: str = field(default_factory=choose_precision)
 
