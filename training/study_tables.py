@@ -169,7 +169,7 @@ def reproduction_table(rows: Sequence[dict[str, Any]], shuffled: dict[str, Any])
             line += [best, str(val.index(best) + 1), train[val.index(best)]]
         here = shuffled.get(row["network"])
         lines.append((*line, row["val"]["mean"], here["val"]["mean"] if here else ""))
-    header = ("network", "published: best", "epoch", "training", "here: best", "epoch", "training")
+    header = ("network", "published: best", "epoch", "training mean", "here: best", "epoch", "training mean")
     return markdown_table((*header, "our measure", "our measure, shuffled"), lines)
 
 
