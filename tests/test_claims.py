@@ -220,7 +220,7 @@ def ahead_of_hand(task):
     return max(others) - by_hand
 
 
-TWO = [row["val"]["mean"] for row in searched("loc")]
+SEARCHED = [row["val"]["mean"] for row in searched("loc")]
 CLAIMS = [
     ("loc", "with the weights of the best epoch none is named wrongly", fit("loc", "SkreNet", "fit", "digit_accuracy") == fit("loc", "FloNet", "fit", "digit_accuracy") == 1),
     ("loc", "of the validation digits 7.7 % and 5.3 % are", (wrong("loc", "SkreNet", "val"), wrong("loc", "FloNet", "val")) == (7.7, 5.3)),
@@ -295,16 +295,13 @@ CLAIMS = [
         found("loc")["test"]["mean"] - max(found("loc")["others"][name]["mean"] for name in ("SkreNet", "FloNet")) > 0.12),
     ("loc", "has an IoU of 0.91 on the test pictures", near(found("loc")["baselines"]["visible"]["iou"], 0.91)),
     ("loc", "0.84 where they find one", near(found("loc")["baselines"]["bright"]["iou"], 0.84)),
-    ("loc", "with a constant learning rate the mean is 0.014 lower, with SGD 0.011, with half of the channels 0.006", [
-        round(-change("loc", name), 3) for name in (CONSTANT, SGD, "40 channels for 80")] == [0.014, 0.011, 0.006]),
+    ("loc", "with SGD the mean is 0.023 lower, with a constant learning rate 0.014, with half of the channels 0.006", [
+        round(-change("loc", name), 3) for name in (SGD, CONSTANT, HALF)] == [0.023, 0.014, 0.006]),
     ("loc", "are worth 0.002 to 0.004 each", all(0.002 < -change("loc", name) < 0.0043 for name in (
         NO_EDGES, "no shifted pictures", "squared errors for L1 and GIoU", "no smoothed class labels", "2 convolutions at each size for 3"))),
     ("loc", "Weight decay and stretching bring nothing: their rows overlap with the first", not_clear("loc") == {"no weight decay", "no stretched pictures"}),
-    ("loc", "AdamW is worth most, 0.029", near(at_length("loc", SGD), 0.029, 3)),
-    ("loc", "raise the mean by 0.025 with it and by 0.007 with SGD", [round(statistics.mean(after) - statistics.mean(means("loc", "ingredients", name)), 3)
-        for name, after in (("the whole recipe", SEEDS["loc"]), (SGD, means("loc", "full_length", SGD)))] == [0.025, 0.007]),
-    ("loc", "The schedule is worth 0.010", near(at_length("loc", CONSTANT), 0.010, 3)),
-    ("loc", "of the edges' cross-entropy no more than 0.001 is left, and the seeds overlap: without it IoU is 0.003 lower, accuracy 0.001 higher", not clear("loc", NO_EDGES, "full_length")
+    ("loc", "The schedule is still worth 0.010", near(at_length("loc", CONSTANT), 0.010, 3)),
+    ("loc", "Of the edges' cross-entropy no more than 0.001 is left, and the seeds overlap: without it IoU is 0.003 lower, accuracy 0.001 higher", not clear("loc", NO_EDGES, "full_length")
         and [round(at_length("loc", NO_EDGES, score), 3) for score in ("mean", "iou", "accuracy")] == [0.001, 0.003, -0.001]),
     ("loc", "leaves the three networks of the reference below 0.45", max(
         recipe("loc", name, "the reference's recipe") for name in ("SkreNet", "FloNet", "SimpleNet")) < 0.45),
@@ -371,7 +368,7 @@ CLAIMS = [
         wrong("det", "CompactNet2", "fit"), wrong("det", "CompactNet2", "val")) == (1.1, 0.9)),
     ("det", "an IoU of 0.931 against 0.922",
         near(fit("det", "CompactNet2", "fit"), 0.931, 3) and near(fit("det", "CompactNet2", "val"), 0.922, 3)),
-    ("det", "cost most, 0.012 and 0.006 of the mean", (round(-change("det", SGD), 3), round(-change("det", CONSTANT), 3)) == (0.012, 0.006)),
+    ("det", "cost most, 0.008 and 0.006 of the mean", (round(-change("det", SGD), 3), round(-change("det", CONSTANT), 3)) == (0.008, 0.006)),
     ("det", "pictures that are not moved, 0.003 and 0.002", (round(-change("det", NO_EDGES), 3), round(-change("det", "no shifted pictures"), 3)) == (0.003, 0.002)),
     ("det", "are worth 0.001; without the latter 65 digits are missed instead of 38", all(
         near(change("det", name), -0.001, 3) for name in ("2 convolutions at each size for 3", NOT_CLAIMED))
@@ -398,7 +395,7 @@ CLAIMS = [
         trial["mean"] is not None and trials("det")[0]["mean"] - trial["mean"] < 0.002 for trial in trials("det")[1:]) == 3),
     *((task, "the three parts of the recipe that brought most are left out once more", sorted(BROUGHT_MOST[task]) == sorted(training.study.DECISIVE))
         for task in training.NAMES),
-    ("det", "AdamW is worth 0.010 and the schedule 0.003", [round(at_length("det", name), 3) for name in (SGD, CONSTANT)] == [0.010, 0.003]),
+    ("det", "The schedule is worth 0.003", near(at_length("det", CONSTANT), 0.003, 3)),
     ("det", "cross-entropy is worth 0.001 of the mean, and more where the mean does not look: without it 50 digits are missed instead of 35", near(at_length("det", NO_EDGES), 0.001, 3)
         and [round(mean_of(each, "missed", "examined")) for each in LONG] == [50, 35]),
     ("det", "and mAP is 0.019 lower", near(precise(LONG[1]) - precise(LONG[0]), 0.019, 3)),
@@ -409,12 +406,12 @@ CLAIMS = [
     ("det", "by up to sixteen pixels where ours moves them by eight, and hardly stretches them or smooths their labels", all(
         row["settings"]["max_shift"] == 16 and row["settings"]["max_stretch"] < 0.02 and row["settings"]["label_smoothing"] < 0.01
         for row in rows("det", "full_length", FOUND)) and training.OWN.max_shift == 8),
-    ("loc", "The first has a mean of 0.9527, no more than the worst seed of the recipe by hand, the second 0.9515", [round(each, 4) for each in TWO] == [0.9527, 0.9515]
-        and max(TWO) < min(SEEDS["loc"])),
-    ("loc", "Both name 1.9 % of the validation digits wrongly, where ours names 1.5 to 1.7 %", [sorted({round(100 * (1 - row["val"]["digit_accuracy"]), 1) for row in each}) for each in (
-        searched("loc"), training.published_studies("loc")["seeds"])] == [[1.9], [1.5, 1.7]]),
+    ("loc", "Their means are 0.9527, 0.9515 and 0.9518, no more than the worst seed of the recipe by hand", [round(each, 4) for each in SEARCHED] == [0.9527, 0.9515, 0.9518]
+        and max(SEARCHED) < min(SEEDS["loc"])),
+    ("loc", "They name 1.9 to 2.1 % of the validation digits wrongly, where ours names 1.5 to 1.7 %", [sorted({round(100 * (1 - row["val"]["digit_accuracy"]), 1) for row in each}) for each in (
+        searched("loc"), training.published_studies("loc")["seeds"])] == [[1.9, 2.1], [1.5, 1.7]]),
     ("loc", "They move pictures by no more than four pixels and hardly stretch them", all(
-        row["settings"]["max_shift"] == 4 and row["settings"]["max_stretch"] < 0.03 for row in searched("loc"))),
+        row["settings"]["max_shift"] == 4 and row["settings"]["max_stretch"] < 0.06 for row in searched("loc"))),
     ("loc", "which moves pictures by up to sixteen pixels, is ahead at full length, by 0.0007", near(at_length("det", FOUND), -0.0007, 4)),
     ("det", "After one epoch CompactNet2 is already better than any other network at its best", ahead("det", "CompactNet2")),
     ("det", "with an IoU of 0.79, 0.73 and 0.68 against 0.92", [round(fit("det", name, "val"), 2) for name in (

@@ -158,8 +158,9 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     believed = calibration(outputs, labels)
     right.plot([0, 1], [0, 1], ":", color="dimgrey")
     right.plot([x for x, _, _ in believed], [y for _, y, _ in believed], "o-", color=PREDICTED)
-    for number, (x, y, count) in enumerate(believed, 1):  # the last two are close
-        shift, side = ((0, 8), "center") if number == len(believed) else ((-7, 1), "right")
+    for number, (x, y, count) in enumerate(believed):  # neighbours may be close
+        shift, side = ((7, -11), "left") if number and x - believed[number - 1][0] < 0.08 else ((-7, 1), "right")
+        shift, side = ((0, 8), "center") if number == len(believed) - 1 else (shift, side)
         right.annotate(f"{count:,}", (x, y), shift, textcoords="offset points", ha=side, fontsize=11)
     right.set(title="calibration (numbers: boxes)", xlabel="score", ylabel="share that is right", ylim=(-0.05, 1.1))
     return figure
