@@ -514,19 +514,16 @@ def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6, ti
             axis.set_title(textwrap.fill(notes[number], 120 // columns), fontsize=12)  # as wide as the picture
         elif not len(truth[number]["labels"]):
             axis.set_title("no digit", fontsize=12)
-    handles = box_handles()
-    figure.legend(
-        handles=handles if outputs is not None else handles[:1], loc="outside lower center", ncols=2, frameon=False
-    )
+    box_legend(figure, predicted=outputs is not None)
     figure.suptitle(title)
     return figure
 
 
-def box_handles() -> list[Rectangle]:
-    """What a legend shows for true and predicted boxes."""
-    return [
-        Rectangle((0, 0), 1, 1, color=colour, label=name) for colour, name in ((TRUE, "true"), (PREDICTED, "predicted"))
-    ]
+def box_legend(figure: Figure, predicted: bool = True) -> None:
+    """Say below a figure what the colours of its boxes mean."""
+    meant = ((TRUE, "true"), (PREDICTED, "predicted"))[: 1 + predicted]
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for colour, name in meant]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
 
 
 def draw_found(picture: Tensor, boxes: Tensor, texts: Sequence[str]) -> Figure:

@@ -131,7 +131,7 @@ def plot_iou() -> Figure:
         covered = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (true, predicted)) - shared
         axis.set(xlim=(0, 38), ylim=(38, 0), aspect="equal", xticks=[], yticks=[])
         axis.set(title=title, xlabel=f"shared {shared}, covered {covered}: IoU {shared / covered:.2f}")
-    figure.legend(handles=utils.box_handles(), loc="outside lower center", ncols=2, frameon=False)
+    utils.box_legend(figure)
     return figure
 
 
