@@ -157,11 +157,10 @@ def test_a_trial_that_is_interrupted_waits_to_go_on(sets, tmp_path, monkeypatch)
 
 def test_a_trial_that_another_worker_trains_is_left_to_it(sets, tmp_path, monkeypatch):
     monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    study, fits = search.open_study("a", search.database()), [training.fit]
+    study = search.open_study("a", search.database())
 
     def taken(*about):
-        fits.append(search.fit)
-        monkeypatch.setattr(search, "fit", fits[0])
+        monkeypatch.setattr(search, "fit", training.fit)  # the next is free
         raise training.RunInUse
 
     monkeypatch.setattr(search, "fit", taken)
