@@ -464,14 +464,8 @@ def pick_failures(matches: Matches, pictures: int, count: int) -> Tensor:
 def show_picture(axes: plt.Axes, picture: Tensor) -> None:
     """A picture (1, H, W) in gray, one unit of the axes to a pixel, without ticks and frame."""
     height, width = picture.shape[-2:]
-    axes.imshow(
-        as_floats(picture)[0].numpy(),
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        extent=(0, width, height, 0),
-        interpolation="nearest",
-    )
+    pixels, extent = as_floats(picture)[0].numpy(), (0, width, height, 0)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

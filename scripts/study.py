@@ -2,7 +2,7 @@
 
 python scripts/study.py                         all of them, for both tasks: days on two cores
 python scripts/study.py reproduction            one of them
-python scripts/study.py longer --task det       for one task
+python scripts/study.py recipes --task det      for one task
 python scripts/study.py reproduction --only SimpleNet2
 
 Only what is lacking there is made, with --again all of it. Runs are resumable and kept with the others. Several of
