@@ -159,8 +159,12 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     right.plot([0, 1], [0, 1], ":", color="dimgrey")
     right.plot([x for x, _, _ in believed], [y for _, y, _ in believed], "o-", color=PREDICTED)
     for number, (x, y, count) in enumerate(believed):  # neighbours may be close
-        shift, side = ((7, -11), "left") if number and x - believed[number - 1][0] < 0.08 else ((-7, 1), "right")
-        shift, side = ((0, 8), "center") if number == len(believed) - 1 else (shift, side)
+        if number == len(believed) - 1:
+            shift, side = (0, 8), "center"
+        elif number and x - believed[number - 1][0] < 0.08:
+            shift, side = (7, -11), "left"
+        else:
+            shift, side = (-7, 1), "right"
         right.annotate(f"{count:,}", (x, y), shift, textcoords="offset points", ha=side, fontsize=11)
     right.set(title="calibration (numbers: boxes)", xlabel="score", ylabel="share that is right", ylim=(-0.05, 1.1))
     return figure
