@@ -214,15 +214,16 @@ def test_tables_of_training_again_and_longer_set_epochs_beside_each_other():
 
 
 def test_the_table_of_a_search_sets_the_best_trials_beside_the_recipe_by_hand():
-    means = (0.75, None, 0.5, 0.875)
+    means = (0.75, None, 0.5, 0.875, 0.25, 0.625, 0.125)
     trials = [{"mean": mean, "params": {"depth": n, "learning_rate": 0.004}} for n, mean in enumerate(means)]
-    said, _, *lines = study_tables.search_table({"pictures": 1200, "epochs": 4, "trials": trials}, 1).splitlines()
-    assert said == "*4 trials of 4 epochs on 1,200 training pictures, 1 of them ended early because they fell behind*"
-    assert lines[0] == "|  | by hand | no. 1 of the search |"
+    said, _, *lines = study_tables.search_table({"pictures": 1200, "epochs": 4, "trials": trials}).splitlines()
+    assert said == "*7 trials of 4 epochs on 1,200 training pictures, 1 of them ended early because they fell behind*"
+    named = [f"no. {number} of the search" for number in range(1, results.BEST + 1)]
+    assert lines[0] == f"|  | by hand | {' | '.join(named)} |"
     assert lines[2:] == [
-        "| validation mean | 0.7500 | 0.8750 |",
-        "| depth | 0 | 3 |",
-        "| learning rate | 0.004 | 0.004 |",
+        "| validation mean | 0.7500 | 0.8750 | 0.6250 | 0.5000 | 0.2500 |",
+        "| depth | 0 | 3 | 5 | 2 | 4 |",
+        "| learning rate | 0.004 | 0.004 | 0.004 | 0.004 | 0.004 |",
     ]
 
 

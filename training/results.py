@@ -13,6 +13,8 @@ from data.files import load_json, load_pickle, lock, save_json, save_pickle
 from training.runs import Run, check_history, check_watched
 from training.settings import NAMES, Settings, runs_folder
 
+BEST = 4  # trials of a search that are shown, and trained at full length, beside the recipe by hand
+
 # Published test figures, to set beside ours: [name, accuracy, IoU, mean], and of the others in detection mAP@[.50:.95],
 # mAP@.50 and mAP@.75. They are of the course's own files, and the reference's accuracy counts a missed digit as right.
 # The reference is the course's submission with the networks of models.py; of the others each figure is the best of
@@ -57,11 +59,12 @@ def published_search(task: str) -> dict[str, Any] | None:
     return load_json(Path("figures") / "search.json").get(task)
 
 
-def best_trials(found: dict[str, Any] | None, count: int) -> list[dict[str, Any]]:
-    """The best trials of a search that came to their end, but for the first, the recipe by hand; `found` as search.json
-    holds it."""
+def best_trials(found: dict[str, Any] | None, count: int = BEST) -> dict[str, dict[str, Any]]:
+    """The best trials of a search that came to their end, but for the first, the recipe by hand, best first and by the
+    name that tables give them; `found` as search.json holds it."""
     ended = [trial for trial in found["trials"][1:] if trial["mean"] is not None] if found else []
-    return sorted(ended, key=lambda trial: -trial["mean"])[:count]
+    best = sorted(ended, key=lambda trial: -trial["mean"])[:count]
+    return {f"no. {number} of the search": trial for number, trial in enumerate(best, 1)}
 
 
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:

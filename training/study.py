@@ -27,8 +27,7 @@ LONGER = {models.SkreNet: 100, models.FloNet: 200}  # epochs, of the two that th
 SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
 ALONE = 20  # epochs of FloNet2, in which it has failed or not
 DECISIVE = ("SGD, as the reference's, for AdamW", "a constant learning rate", "no cross-entropy of edges")
-BEST = 5  # trials of the search that are trained at full length
-AHEAD = (("det", 1),)  # those that came out ahead there, which is for further seeds to confirm
+AHEAD = (("det", "no. 1 of the search"),)  # what came out ahead at full length, which further seeds are to confirm
 RECIPES = {"the reference's recipe": REFERENCE, "ours": OWN}
 NMS_IOU = 0.5
 CURVES = ("train_mean", "val_mean", "train_reference_mean", "val_reference_mean", "train_loss", "val_loss")
@@ -117,9 +116,9 @@ def plan_full_length(task: str) -> list[Trial]:
     network = models.NETWORKS[task][-1]
     trials = [trial for trial in plan_ingredients(task) if trial.name in DECISIVE]
     trials = [each._replace(settings=replace(each.settings, epochs=OWN.epochs), pictures=None) for each in trials]
-    for number, found in enumerate(best_trials(published_search(task), BEST), 1):
+    for name, found in best_trials(published_search(task)).items():
         each = build_trial(network, OWN, found["params"])
-        trials.append(Trial(f"no. {number} of the search", *each, SEEDS if (task, number) in AHEAD else SEEDS[:1]))
+        trials.append(Trial(name, *each, SEEDS if (task, name) in AHEAD else SEEDS[:1]))
     return trials
 
 

@@ -196,18 +196,18 @@ def failure_table(rows: Sequence[dict[str, Any]]) -> str:
     return filled_table((*header, "its class read over all channels"), lines)
 
 
-def search_table(found: dict[str, Any], count: int = 4) -> str:
+def search_table(found: dict[str, Any]) -> str:
     """The recipe set by hand and the best that a search found, as a Markdown table: validation mean and parameters, a
     column each. `found` as search.json holds it, its first trial the one by hand."""
-    by_hand, best = found["trials"][0], best_trials(found, count)
+    by_hand, best = found["trials"][0], best_trials(found)
 
     def column(trial: dict[str, Any]) -> list[str]:
         values = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial["params"].values())
         return [f"{trial['mean']:.4f}", *values]
 
     names = ["validation mean", *(name.replace("_", " ") for name in by_hand["params"])]
-    header = ("", "by hand", *(f"no. {number} of the search" for number in range(1, len(best) + 1)))
-    table = markdown_table(header, list(zip(names, *map(column, (by_hand, *best)), strict=True)))
+    columns = map(column, (by_hand, *best.values()))
+    table = markdown_table(("", "by hand", *best), list(zip(names, *columns, strict=True)))
     early = sum(trial["mean"] is None for trial in found["trials"])
     return (
         f"*{len(found['trials'])} trials of {found['epochs']} epochs on {found['pictures']:,} training pictures, "
