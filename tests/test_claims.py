@@ -62,9 +62,9 @@ def digits(task):
 
 
 def pieces(task):
-    """Of those in several pieces, and of all: digits, poor boxes, edges that are far off."""
+    """Of those in several pieces, and of all: digits, poor boxes, edges that are far off, and that are too far in."""
     one, several = found(task)["pieces"]
-    return [(several[column], one[column] + several[column]) for column in (1, 4, 5)]
+    return [(several[column], one[column] + several[column]) for column in (1, 4, 5, 6)]
 
 
 skre, flo, simple = (history("loc", name) for name in ("SkreNet", "FloNet", "SimpleNet"))
@@ -281,8 +281,9 @@ CLAIMS = [
         near(found("loc")["others"]["SkreNet"]["map50"], 0.87) and near(found("loc")["test"]["map50"], 0.98)),
     ("loc", "it is 0.24 against our 0.95", near(found("loc")["others"]["SkreNet"]["map75"], 0.24) and near(found("loc")["test"]["map75"], 0.95)),
     ("loc", "Seven edges in ten are right to the pixel", near(found("loc")["edges"][4][1], 0.71)),
-    ("loc", "The 269 digits in several pieces, not three in a hundred, have nearly half of these edges, and more than half of the boxes with an IoU below one half", (
-        pieces("loc") == [(269, 10_000), (9, 16), (95, 199)])),
+    ("loc", "The 269 digits in several pieces, not three in a hundred, have nearly half of these edges, all but one of them too far in, and more than half of the boxes with an IoU below one half", (
+        pieces("loc") == [(269, 10_000), (9, 16), (95, 199), (94, 172)])),
+    ("loc", "Edges that are off by three pixels or more mostly lie too far in", pieces("loc")[3][1] > 0.8 * pieces("loc")[2][1]),
     ("loc", "SkreNet's class loss goes from 0.34 to 0.40", near(skre["val_loss_class"][12], 0.34) and near(skre["val_loss_class"][53], 0.40)),
     ("loc", "from 0.0033 to 0.0010, for an IoU from 0.55 to 0.73", near(skre["val_loss_box"][12], 0.0033, 4)
         and near(skre["val_loss_box"][53], 0.0010, 4) and near(skre["val_iou"][12], 0.55) and near(skre["val_iou"][53], 0.73)),
@@ -396,8 +397,8 @@ CLAIMS = [
         trial["mean"] is not None and trials("det")[0]["mean"] - trial["mean"] < 0.002 for trial in trials("det")[1:]) == 3),
     *((task, "the three parts of the recipe that brought most are left out once more", sorted(BROUGHT_MOST[task]) == sorted(training.study.DECISIVE))
         for task in training.NAMES),
-    ("det", "AdamW and the schedule are worth 0.003 each, AdamW in the one run that there is without it", [
-        round(at_length("det", name), 3) for name in (SGD, CONSTANT)] == [0.003, 0.003] and len(rows("det", "full_length", SGD)) == 1),
+    ("det", "AdamW and the schedule are worth 0.003 each, with every seed", all(
+        near(at_length("det", name), 0.003, 3) and clear("det", name, "full_length") and len(rows("det", "full_length", name)) == 3 for name in (SGD, CONSTANT))),
     ("det", "cross-entropy is worth 0.001 of the mean, and more where the mean does not look: without it 50 digits are missed instead of 35", near(at_length("det", NO_EDGES), 0.001, 3)
         and [round(mean_of(each, "missed", "examined")) for each in LONG] == [50, 35]),
     ("det", "and mAP is 0.019 lower", near(precise(LONG[1]) - precise(LONG[0]), 0.019, 3)),
@@ -408,10 +409,11 @@ CLAIMS = [
     ("det", "by up to sixteen pixels where ours moves them by eight, and hardly stretches them or smooths their labels", all(
         row["settings"]["max_shift"] == 16 and row["settings"]["max_stretch"] < 0.02 and row["settings"]["label_smoothing"] < 0.01
         for row in rows("det", "full_length", FOUND)) and training.OWN.max_shift == 8),
-    ("loc", "Their means are 0.9527, 0.9515 and 0.9518, no more than the worst seed of the recipe by hand", [round(each, 4) for each in SEARCHED] == [0.9527, 0.9515, 0.9518]
+    ("loc", "Their means are 0.9512 to 0.9527, no more than the worst seed of the recipe by hand", [round(end(SEARCHED), 4) for end in (min, max)] == [0.9512, 0.9527]
         and max(SEARCHED) < min(SEEDS["loc"])),
-    ("loc", "They name 1.9 to 2.1 % of the validation digits wrongly, where ours names 1.5 to 1.7 %", [sorted({round(100 * (1 - row["val"]["digit_accuracy"]), 1) for row in each}) for each in (
-        searched("loc"), training.published_studies("loc")["seeds"])] == [[1.9, 2.1], [1.5, 1.7]]),
+    ("loc", "none of the search's four best trials is better here", len(SEARCHED) == 4 and max(SEARCHED) < min(SEEDS["loc"])),
+    ("loc", "They name 1.9 to 2.2 % of the validation digits wrongly, where ours names 1.5 to 1.7 %", [[round(100 * (1 - end(row["val"]["digit_accuracy"] for row in each)), 1) for end in (max, min)]
+        for each in (searched("loc"), training.published_studies("loc")["seeds"])] == [[1.9, 2.2], [1.5, 1.7]]),
     ("loc", "They move pictures by no more than four pixels and hardly stretch them", all(
         row["settings"]["max_shift"] == 4 and row["settings"]["max_stretch"] < 0.06 for row in searched("loc"))),
     ("loc", "which moves pictures by up to sixteen pixels, is ahead at full length, by 0.0007", near(at_length("det", FOUND), -0.0007, 4)),
@@ -437,8 +439,8 @@ CLAIMS = [
         max(found("det")["edges"][each][1] for each in (0, 2)) < min(found("det")["edges"][each][1] for each in (1, 3))),
     ("det", "Of the 63 missed digits 60 have their centre within two pixels of a border, of the 140 false alarms 136, and none of either is further than four", [
         [sum(row[column] for row in found("det")["borders"][:most]) for most in (5, 3, 4)] for column in (2, 5)] == [[63, 60, 63], [140, 136, 140]]),
-    ("det", "The 192 digits in several pieces, 3 % of all, have 14 of the 16 boxes with an IoU below one half and 61 of the 72 edges", pieces("det") == [
-        (192, 6345), (14, 16), (61, 72)]),
+    ("det", "The 192 digits in several pieces, 3 % of all, have 14 of the 16 boxes with an IoU below one half and 61 of the 72 edges that are off by three pixels or more, each of the 61 too far in", pieces("det") == [
+        (192, 6345), (14, 16), (61, 72), (61, 69)]),
     ("det", "costs 1/101, or 0.0099. Zeros lose that and no more, ones another 0.002", all(
         f"average precision at an IoU of 0.50, {name}: {1 - 1 / 101 - more:.4f}" in PRINTED["det"] for name, more in (("zeros", 0), ("ones", 0.0022)))),
     ("det", "SkreNet2 is ahead of SimpleNet2 by 0.031", near(

@@ -49,12 +49,12 @@ def test_digits_are_counted_by_their_distance_to_a_border():
 def test_digits_whose_ink_is_in_pieces_are_counted_apart():
     labels = torch.tensor([LOC, LOC, LOC, NO_DIGIT])
     outputs = perfect_outputs(labels)
-    outputs[0, 1] += 8 / 60  # 4 of 20 columns are in both, and both upright edges are off
+    outputs[0, 1] += 8 / 60  # 4 of 20 columns are in both, and both upright edges are off, the left one inwards
     outputs[1, 0] = -9  # missed
     split = data.Split(torch.zeros(4, 1, 48, 60), labels, pieces=torch.tensor([2, 2, 1, 0]))
     assert errors.piece_rows(outputs, split) == [
-        ("one piece", 1, "100.00%", pytest.approx(1, abs=1e-4), 0, 0),
-        ("several pieces", 2, "50.00%", pytest.approx(0.2, abs=1e-4), 1, 2),
+        ("one piece", 1, "100.00%", pytest.approx(1, abs=1e-4), 0, 0, 0),
+        ("several pieces", 2, "50.00%", pytest.approx(0.2, abs=1e-4), 1, 2, 1),
     ]
     assert len(errors.piece_rows(outputs[2:], split[2:])) == 1
     assert not errors.piece_rows(outputs, data.Split(split.pictures, labels))

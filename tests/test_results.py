@@ -163,8 +163,12 @@ def test_a_study_says_what_of_it_was_left_out_and_how_long_it_would_take(monkeyp
     assert [each.seeds for each in study_tables.lacking("det", "seeds", other)] == [trial.seeds[:1]]
     left = study_tables.lacking("det", "recipes", rows)
     begun = [{"name": "ours", "network": "CompactNet2"}]
-    names = "SkreNet2, SimpleNet2, FloNet2, CompactNet2"
-    assert study_tables.what_of(left, begun) == f"{names}, {len(study.SEEDS)} runs from further seeds"
+    said = f"SkreNet2, SimpleNet2, FloNet2, CompactNet2, CompactNet2 from {len(study.SEEDS)} further seeds"
+    assert study_tables.what_of(left, begun) == said
+    sgd, *others = study.plan_full_length("det")
+    begun = [{"name": sgd.name, "network": sgd.network.__name__}]
+    said = f"“{sgd.name}” from 1 further seed, “{others[0].name}”"
+    assert study_tables.what_of([sgd._replace(seeds=(44,)), others[0]], begun) == said
 
 
 def test_tables_of_studies_give_means_ranges_and_changes():

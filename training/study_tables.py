@@ -50,12 +50,13 @@ def lacking(task: str, name: str, rows: Sequence[dict[str, Any]]) -> list[Trial]
 
 
 def what_of(left: Sequence[Trial], rows: Sequence[dict[str, Any]]) -> str:
-    """What is lacking of a study that has begun: trials without any run by their name, and how many further seeds."""
-    begun = {(row["name"], row["network"]) for row in rows}
-    whole = [trial for trial in left if (trial.name, trial.network.__name__) not in begun]
-    seeds = sum(len(trial.seeds) for trial in left if trial not in whole)
-    names = dict.fromkeys(trial.network.__name__ if trial.name in RECIPES else trial.name for trial in whole)
-    return ", ".join([*names, *([f"{seeds} runs from further seeds"] if seeds else [])])
+    """What is lacking of a study that has begun: its trials, and of those with a run how many further seeds."""
+    begun, names = {(row["name"], row["network"]) for row in rows}, []
+    for trial in left:
+        network, seeds = trial.network.__name__, len(trial.seeds)
+        more = f" from {seeds} further seed{'s' * (seeds > 1)}" if (trial.name, network) in begun else ""
+        names.append((network if trial.name in RECIPES else f"“{trial.name}”") + more)
+    return ", ".join(dict.fromkeys(names))
 
 
 def hours_of(trial: Trial, results: dict[str, Any]) -> float:
