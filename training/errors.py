@@ -97,15 +97,16 @@ def piece_rows(outputs: Tensor, split: Split) -> list[tuple[str, int, str, float
     pixels or more, and how many of these lie too far in. Nothing where that is not known."""
     if split.pieces is None:
         return []
-    matches, pieces, rows = utils.match(outputs, split.labels), split.pieces.flatten(), []
-    inwards = (pixel_boxes(outputs) - pixel_boxes(split.labels)).round() * torch.tensor((1, 1, -1, -1))
+    matches, rows = utils.match(outputs, split.labels), []
+    hit, pieces = matches.digit & matches.found, split.pieces.flatten()
+    inwards = edge_errors(outputs, split.labels).round() * torch.tensor((1, 1, -1, -1))
     for name, mine in (("one piece", pieces == 1), ("several pieces", pieces > 1)):
-        count, found = int(mine.sum()), mine & matches.digit & matches.found
+        count, found = int(mine.sum()), mine & hit
         if count:
             named = f"{(found & matches.right).sum() / count:.2%}"
             iou = matches.iou[found].sum().item() / max(1, int(found.sum()))
             poor = int((matches.iou[found] < utils.POOR_IOU).sum())
-            off = [int((each[found] >= 3).sum()) for each in (inwards.abs(), inwards)]
+            off = [int((each[found[hit]] >= 3).sum()) for each in (inwards.abs(), inwards)]
             rows.append((name, count, named, iou, poor, *off))
     return rows
 

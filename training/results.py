@@ -59,11 +59,11 @@ def published_search(task: str) -> dict[str, Any] | None:
     return load_json(Path("figures") / "search.json").get(task)
 
 
-def best_trials(found: dict[str, Any] | None, count: int = BEST) -> dict[str, dict[str, Any]]:
+def best_trials(found: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """The best trials of a search that came to their end, but for the first, the recipe by hand, best first and by the
     name that tables give them; `found` as search.json holds it."""
     ended = [trial for trial in found["trials"][1:] if trial["mean"] is not None] if found else []
-    best = sorted(ended, key=lambda trial: -trial["mean"])[:count]
+    best = sorted(ended, key=lambda trial: -trial["mean"])[:BEST]
     return {f"no. {number} of the search": trial for number, trial in enumerate(best, 1)}
 
 
