@@ -85,7 +85,7 @@ def _as_floats(pixels: np.ndarray, where: str) -> np.ndarray:
     """Whole numbers of 8 bits in any type, 16 bits, bool, or floats in [0, 1] -> float32 in [0, 1]."""
     if np.issubdtype(pixels.dtype, np.integer):
         low, high = pixels.min(), pixels.max()
-        top = 65535 if pixels.dtype == np.uint16 else 255
+        top = 65535 if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2 else 255  # in either order of bytes
         if low < 0 or high > top:
             raise DataError(f"{where}: expected whole numbers from 0 to {top}, found {low} to {high}")
         return pixels.astype(np.float32) / top
@@ -143,6 +143,7 @@ def _pixels(image: Image.Image, size: tuple[int, int], where: str, log: Log, mos
         raise DataError(f"{where}: empty, its size is {size[0]}x{size[1]}")
     if image.mode == "I":
         raise DataError(f"{where}: expected 8 or 16 bits per pixel, found 32 (PIL's mode I)")
+    image.load()  # a TIFF is turned by this, and then does not ask for it any more
     width, height = reversed(size) if image.getexif().get(TURN, 1) >= 5 else size
     factor = _factor(*image.size, most)
     if image.mode.startswith("I;16") or image.mode == "F":

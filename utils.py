@@ -110,7 +110,7 @@ class LossWeights(NamedTuple):
     giou: float = 1.0  # of the box loss "giou"
     edges: float = 0.5
     category: float = 1.0
-    smoothing: float = 0.0  # of the class: what the target lacks to 1, in equal parts for all classes
+    smoothing: float = 0.0  # the share of the class target that all classes get in equal parts
 
 
 DEFAULT_WEIGHTS = LossWeights()

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 from torch import Tensor
 
 
@@ -121,6 +121,10 @@ def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
     except Timeout:
         raise InUse(f"{path}: held by another process") from None
     except (OSError, NotImplementedError):
+        yield False
+        return
+    if isinstance(held, SoftFileLock):  # what some versions turn a lock into all the same
+        held.release()
         yield False
         return
     try:

@@ -53,9 +53,12 @@ def mend_pictures(pictures: Tensor, where: str, notes: list[str]) -> Tensor:
         notes.append("pictures without a channel got one")
         pictures = pictures[:, None]
     if pictures.dtype not in (torch.uint8, torch.float32):
+        if pictures.is_complex():
+            raise DataError(f"{where}: expected pixels that are real numbers, found {pictures.dtype}")
         notes.append(f"pictures in {pictures.dtype} converted")
-        whole = not pictures.is_floating_point() and bool((pictures == pictures.clamp(0, 255)).all())
-        pictures = pictures.byte() if whole else pictures.float()
+        whole = not pictures.is_floating_point() and pictures.dtype != torch.bool
+        low, high = pictures.double().aminmax() if whole else (0, 1)
+        pictures = pictures.byte() if whole and low >= 0 and high <= 255 else pictures.float()
     if pictures.dtype == torch.float32 and torch.isfinite(pictures).all():
         outside = (pictures < 0) | (pictures > 1)
         share = outside.float().mean().item()
@@ -208,7 +211,7 @@ def assign_cells(boxes: Tensor, picture: Tensor, where: str = "lists") -> tuple[
             for x, y in boxes[mine, 1:3].tolist()
         ]
         free = (cells for cells in itertools.product(*options) if len(set(cells)) == len(cells))
-        cells = next(free, None)
+        cells = next(free, None) if len(mine) <= ROWS * COLUMNS else None
         if cells is None:
             raise DataError(f"{where}: picture {number}: two digits have their centre in one cell, which can hold one")
         column[mine], row[mine] = torch.tensor(cells, dtype=column.dtype).T

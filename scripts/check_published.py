@@ -19,6 +19,7 @@ os.chdir(HOME)
 
 import training  # noqa: E402  (found only once the project's folder is on the path)
 from data import sources  # noqa: E402
+from scripts.test import NBVAL  # noqa: E402
 
 TAG = "published-output"  # of cells that hold in the published run only, and so are not compared by `make test`
 
@@ -65,8 +66,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as runs:
             environment = {**os.environ, "PROFILE": "published", "RUNS_DIR": runs}
             environment["DATA_SOURCE"] = training.published_results(possible[0])["source"]
-            options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "-p", "no:cacheprovider"]
-            return subprocess.run([sys.executable, "-m", "pytest", *options, *copies], env=environment).returncode
+            return subprocess.run([sys.executable, "-m", "pytest", *NBVAL, *copies], env=environment).returncode
     finally:
         for copy in copies:
             copy.unlink()

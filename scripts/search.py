@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("tasks", nargs="*", choices=[*models.NETWORKS, "all"], default="all")
     parser.add_argument("--trials", type=int, default=TRIALS)
     chosen = parser.parse_args(arguments)
+    if chosen.trials < 1:
+        parser.error(f"--trials: expected at least 1, found {chosen.trials}")
     training.forgive_output()
     training.check_runs_folder()
     for task in models.NETWORKS if "all" in chosen.tasks else chosen.tasks:

@@ -50,6 +50,10 @@ def conduct(name: str, task: str, only: str | None = None, again: bool = False) 
 def write_down(name: str, task: str, row: dict) -> None:
     """Put a row into studies.json, in the place of one with the same name, network and settings, in the plan's order,
     whatever was finished first."""
+
+    def identity(row: dict) -> tuple:
+        return row["name"], row["network"], study.comparable(row["settings"])
+
     plan = [(trial.name, trial.network.__name__) for trial in study.PLANS[name](task)]
 
     def place(row: dict) -> tuple[int, int]:
@@ -59,8 +63,7 @@ def write_down(name: str, task: str, row: dict) -> None:
     with files.lock(training.runs_folder() / "studies.lock", 60):  # others may be writing
         results = files.load_json(RESULTS)
         rows = results.setdefault(task, {}).setdefault(name, [])
-        same = ("name", "network", "settings")
-        others = [each for each in rows if any(each[key] != row[key] for key in same)]
+        others = [each for each in rows if identity(each) != identity(row)]
         rows[:] = sorted([*others, row], key=place)
         files.save_json(RESULTS, results)
 
@@ -73,11 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help="the rows of this name, or of the network of this name")
     parser.add_argument("--again", action="store_true", help="also what is there already")
     chosen = parser.parse_args(arguments)
+    names = study.PLANS if "all" in chosen.studies else chosen.studies
+    asked = [(name, task) for name in names for task in ([chosen.task] if chosen.task else training.NAMES)]
+    trials = [trial for name, task in asked for trial in study.PLANS[name](task)]
+    known = dict.fromkeys(each for trial in trials for each in (trial.name, trial.network.__name__))
+    if chosen.only not in (None, *known):
+        parser.error(f"--only: expected one of {', '.join(known)}, found {chosen.only}")
     training.forgive_output()
     training.check_runs_folder()
-    for name in study.PLANS if "all" in chosen.studies else chosen.studies:
-        for task in [chosen.task] if chosen.task else training.NAMES:
-            conduct(name, task, chosen.only, chosen.again)
+    for name, task in asked:
+        conduct(name, task, chosen.only, chosen.again)
 
 
 if __name__ == "__main__":

@@ -273,15 +273,15 @@ CLAIMS = [
     ("loc", "Ones have the poorest boxes", min(digits("loc"), key=lambda row: row["iou"])["class"] == "1"),
     ("loc", "5 and 9 are the digits most often named wrongly, 3 % of either", sorted(
         (row["accuracy"], row["class"]) for row in digits("loc"))[:2] == [(pytest.approx(0.97, abs=0.004), each) for each in "59"]),
-    ("loc", "Three seeds lie within 0.0012 of each other on validation pictures, less than another choice of test pictures would change",
-        apart("loc") < 0.0012 < interval("loc")),
+    ("loc", "Three seeds lie within 0.0011 of each other on validation pictures, less than another choice of test pictures would change",
+        apart("loc") < 0.0011 < interval("loc")),
     ("loc", "a mean of 0.830 against 0.827", near(found("loc")["others"]["SkreNet"]["mean"], 0.830, 3)
         and near(training.results.PUBLISHED["loc"][0][3], 0.827, 3)),
     ("loc", "an average precision of 0.87 against our 0.98",
         near(found("loc")["others"]["SkreNet"]["map50"], 0.87) and near(found("loc")["test"]["map50"], 0.98)),
     ("loc", "it is 0.24 against our 0.95", near(found("loc")["others"]["SkreNet"]["map75"], 0.24) and near(found("loc")["test"]["map75"], 0.95)),
     ("loc", "Seven edges in ten are right to the pixel", near(found("loc")["edges"][4][1], 0.71)),
-    ("loc", "The 269 digits in several pieces, not three in a hundred, have nearly half of these edges, all but one of them too far in, and more than half of the boxes with an IoU below one half", (
+    ("loc", "The 269 digits in several pieces, fewer than three in a hundred, account for nearly half of these edges, all but one of them too far in, and for more than half of the boxes with an IoU below one half", (
         pieces("loc") == [(269, 10_000), (9, 16), (95, 199), (94, 172)])),
     ("loc", "Edges that are off by three pixels or more mostly lie too far in", pieces("loc")[3][1] > 0.8 * pieces("loc")[2][1]),
     ("loc", "SkreNet's class loss goes from 0.34 to 0.40", near(skre["val_loss_class"][12], 0.34) and near(skre["val_loss_class"][53], 0.40)),
@@ -320,7 +320,7 @@ CLAIMS = [
     ("loc", "in a fixed order 0.829 and 0.818 by our measure, shuffled 0.828 and 0.815", [
         (round(mean_of(rows("loc", "reproduction", name), "mean"), 3), round(fit("loc", name, "val", "mean"), 3)) for name in LOCALIZERS[:2]
     ] == [(0.829, 0.828), (0.818, 0.815)]),
-    ("loc", "after an early peak it stays near 0.47, as the published one does", rows("loc", "reproduction", "SimpleNet")[0]["best_epoch"] < 10 and all(abs(statistics.median(curve[20:]) - 0.47) < 0.01 for curve in (
+    ("loc", "after an early peak, 0.534 here and 0.521 as published, both curves stay near 0.47, the published one with a best of 0.523 in its last epoch", rows("loc", "reproduction", "SimpleNet")[0]["best_epoch"] < 10 and all(abs(statistics.median(curve[20:]) - 0.47) < 0.01 for curve in (
         rows("loc", "reproduction", "SimpleNet")[0]["curves"]["val_reference_mean"],
         training.reference.published_curves("SimpleNet")["val_mean"]))),
     ("det", "FloNet2, which has by far the most arithmetic, was trained on one NVIDIA H200, the others on one core of a CPU", {
@@ -375,7 +375,7 @@ CLAIMS = [
     ("det", "are worth 0.001; without the latter 65 digits are missed instead of 38", all(
         near(change("det", name), -0.001, 3) for name in ("2 convolutions at each size for 3", NOT_CLAIMED))
         and (round(missed(NOT_CLAIMED)), round(missed("the whole recipe"))) == (65, 38)),
-    ("det", "Half of the channels cost 0.001 too, though not with every seed. Not so weight decay, stretching, smoothed labels, L1 and GIoU", near(change("det", HALF), -0.001, 3)
+    ("det", "Half of the channels cost 0.001 too, though not with every seed. Of weight decay, stretching, smoothed labels, and L1 and GIoU that cannot be said", near(change("det", HALF), -0.001, 3)
         and not_clear("det") == {HALF, *WORTHLESS}),
     ("det", "what they bring here, if anything, is less than what another seed changes", max(abs(change("det", name)) for name in WORTHLESS)
         < min(max(means("det", "ingredients", name)) - min(means("det", "ingredients", name)) for name in WORTHLESS)),
@@ -403,7 +403,7 @@ CLAIMS = [
         and [round(mean_of(each, "missed", "examined")) for each in LONG] == [50, 35]),
     ("det", "and mAP is 0.019 lower", near(precise(LONG[1]) - precise(LONG[0]), 0.019, 3)),
     ("det", "is worth 0.024 of mAP with it, and 0.009 without", [round(precise(each) - precise(each, "map, unranked"), 3) for each in LONG] == [0.009, 0.024]),
-    ("det", "of the recipe by hand: by 0.0007, from each of three seeds, and with a third fewer weights", near(at_length("det", FOUND), -0.0007, 4)
+    ("det", "of the recipe by hand: by 0.0007 on average over three seeds, each of them ahead of all of ours, and with a third fewer weights", near(at_length("det", FOUND), -0.0007, 4)
         and len(means("det", "full_length", FOUND)) == 3 and min(means("det", "full_length", FOUND)) > max(SEEDS["det"])
         and 0.63 < rows("det", "full_length", FOUND)[0]["parameters"] / LONG[1][0]["parameters"] < 0.68),
     ("det", "by up to sixteen pixels where ours moves them by eight, and hardly stretches them or smooths their labels", all(

@@ -41,9 +41,16 @@ def test_digits_are_counted_by_their_distance_to_a_border():
         [9, 0.95, 0.5, 0.6, 1, 9]
     )  # claimed by the other cell, a pixel left of the border
     rows = {name: counts for name, *counts in errors.border_rows(outputs, labels)}
-    assert rows["0.5 to 1 pixels"] == [1, 1, 0, "100.00%", 0]
+    assert rows["0.5 to below 1 pixels"] == [1, 1, 0, "100.00%", 0]
     assert rows["4 pixels or more"] == [1, 0, 1, "100.00%", 0]
-    assert rows["1 to 2 pixels"] == [0, 0, 0, "0.00%", 1]
+    assert rows["1 to below 2 pixels"] == [0, 0, 0, "0.00%", 1]
+
+
+def test_distances_to_a_border_are_whole_half_pixels_though_fractions_are_not_exact():
+    centres = torch.arange(24, 97) / 2  # 12 to 48 pixels
+    labels = data.labels.lists_to_grid([torch.tensor([[1, x / 60, 11.5 / 48, 0.2, 0.25, 0]]) for x in centres])
+    found = errors.border_distances(labels)[labels[..., 0].flatten() == 1]
+    assert found.tolist() == [min(abs(x - 20), abs(x - 40), 12.5) for x in centres.tolist()]
 
 
 def test_digits_whose_ink_is_in_pieces_are_counted_apart():

@@ -322,6 +322,8 @@ WRONG = {
     "a shorter column": lambda stored: stored["history"]["val_iou"].pop(),
     "a history of text": lambda stored: stored["history"].update(val_iou=["a", "b", "c"]),
     "a watched epoch less": lambda stored: stored["watched"].pop(),
+    "no watched epochs": lambda stored: stored.update(watched=None),
+    "a watched number": lambda stored: stored.update(watched=3),
     "NaN in the history": lambda stored: stored["history"].update(val_mean=[0.5, 0.5, math.nan]),
     "no weights": lambda stored: stored["state"]["model"].clear(),
     "no optimizer": lambda stored: stored["state"]["optimizer"].clear(),

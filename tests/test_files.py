@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import math
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import SoftFileLock
 from torch.utils.data import TensorDataset
 
 from data import DataError, files, labels
@@ -74,9 +74,19 @@ def test_where_there_are_no_locks_it_is_said(code, tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", refuse)
     with files.lock(tmp_path / ".lock") as alone:
         assert alone is False
+
+
+def test_a_soft_lock_is_not_taken_for_one(tmp_path, monkeypatch):
+    """Which some versions of filelock make of a lock where there are none."""
+    soft = type("Soft", (SoftFileLock,), {"__init__": lambda self, path, **options: super(soft, self).__init__(path)})
+    monkeypatch.setattr(files, "FileLock", soft)
+    for _ in range(2):
+        with files.lock(tmp_path / ".lock") as alone:
+            assert alone is False
+            assert not (tmp_path / ".lock").exists()
 
 
 @BOTH_KINDS

@@ -171,6 +171,7 @@ def box(x=0.5, y=0.5, w=0.1, pc=1):
         ([box(0.5, 0.25), box(0.4, 0.3)], "two digits have their centre in one cell"),
         *(([box(x, y)], "has no centre inside") for x, y in ((-0.01, 0.5), (1.01, 0.5), (0.5, -0.01), (0.5, 1.01))),
         ([box(1 / 3, 0.25), box(0.5, 0.25), box(0.1, 0.25)], "two digits have their centre in one cell"),
+        ([box(1 / 3, 0.5)] * 40, "two digits have their centre in one cell"),
         ([box(w=math.inf)], "has no centre inside the picture"),
         ([box(pc=0.5)], "pc is 0.5, expected 0 or 1"),
         ([box()[:5]], r"expected boxes of six numbers, found \(5,\)"),

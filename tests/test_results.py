@@ -120,8 +120,8 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
 def test_tables_of_networks_mark_the_chosen_one(found):
     runs = [run("Net"), run("SkreNet2", 0.8)]
     lines = tables.compare_runs(runs, runs[0]).splitlines()[2:]
-    assert lines[0] == "| **Net**, selected | 3 | 0.9500 | 0.9000 | 0.8800 | 0.8000 | 0.7500 | 0.8500 |"
-    assert lines[1] == "| SkreNet2 | 3 | 0.9500 | 0.9000 | 0.8800 | 0.8000 | 0.7500 | 0.8000 |"
+    assert lines[0] == "| **Net**, selected | 3 | 0.9000 | 0.8800 | 0.8000 | 0.7500 | 0.8500 |"
+    assert lines[1] == "| SkreNet2 | 3 | 0.9000 | 0.8800 | 0.8000 | 0.7500 | 0.8000 |"
     lines = tables.training_table(found).splitlines()[2:]
     assert lines[0] == "| **Net** | 42,281 | 3,000 | 4 | 1.5 | 0.9000 | 0.8000 | 0.8500 |"
     assert lines[1].startswith("| SkreNet2 | 42,281 | 3,000 | 7 |")
@@ -159,6 +159,8 @@ def test_a_study_says_what_of_it_was_left_out_and_how_long_it_would_take(monkeyp
     rows = [{"name": trial.name, "network": trial.name, "settings": each} for each in settings]
     assert [each.seeds for each in study_tables.lacking("det", "seeds", rows[:1])] == [trial.seeds[1:]]
     assert study_tables.lacking("det", "seeds", rows) == []
+    other = [{**one, "settings": {**one["settings"], "precision": "another"}} for one in rows]  # as another device's is
+    assert study_tables.lacking("det", "seeds", other) == []
     other = [*rows[1:], {**rows[0], "settings": {**settings[0], "epochs": 3}}]
     assert [each.seeds for each in study_tables.lacking("det", "seeds", other)] == [trial.seeds[:1]]
     left = study_tables.lacking("det", "recipes", rows)
@@ -195,6 +197,8 @@ def test_runs_of_full_length_are_held_against_the_seeds(monkeypatch):
     assert said.endswith("trained on Net GPU and no shifts GPU*")
     assert [line.split(" | ")[0] for line in lines] == ["| the whole recipe", "| no shifts"]
     assert " | -0.3750 | " in lines[1]
+    del kept["seeds"]  # not made yet
+    assert study_tables.study_table("det", "full_length") == ""
 
 
 def test_tables_of_training_again_and_longer_set_epochs_beside_each_other():
@@ -229,6 +233,9 @@ def test_the_table_of_a_search_sets_the_best_trials_beside_the_recipe_by_hand():
         "| depth | 0 | 3 | 5 | 2 | 4 |",
         "| learning rate | 0.004 | 0.004 | 0.004 | 0.004 | 0.004 |",
     ]
+    trials[0]["mean"] = None
+    found = study_tables.search_table({"pictures": 1200, "epochs": 4, "trials": trials})
+    assert "| validation mean | ended early |" in found
 
 
 def test_scores_are_printed_with_their_names(found, capsys):

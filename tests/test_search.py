@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -176,7 +175,7 @@ def test_a_worker_that_is_killed_loses_nothing(url, tmp_path):
         assert first.poll() is None
         assert time.monotonic() - begun < 120
         time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
+    first.kill()
     first.wait()
     second = worker(url, tmp_path, 2)
     said, _ = second.communicate(timeout=240)
@@ -233,6 +232,8 @@ def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", functools.partial(data.load, sizes=(64, 32, 8), folder=tmp_path))
     monkeypatch.setattr(command, "RESULTS", tmp_path / "search.json")
     monkeypatch.setattr(command.take_part, "__defaults__", (48, 1))
+    with pytest.raises(SystemExit):
+        command.main(["loc", "--trials", "0"])
     for trials in (1, 2):
         command.main(["loc", "--trials", str(trials)])
         found = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["loc"]

@@ -101,6 +101,9 @@ def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch, capsys):
     plan = [(name, network) for name in ("a", "b") for network in (Tiny, other)]
     trials = [study.Trial(*each, replace(SHORT, epochs=2), (1, 2)) for each in plan]
     monkeypatch.setitem(study.PLANS, "seeds", lambda task: trials)
+    with pytest.raises(SystemExit):
+        command.main(["seeds", "--only", "c"])
+    assert "--only: expected one of a, Tiny, Other, b, found c" in capsys.readouterr().err
     made = []
     monkeypatch.setattr(command, "write_down", lambda *row, keep=command.write_down: (made.append(row[2]), keep(*row)))
     for arguments, expected in ((["--only", "b"], 4), ([], 4), ([], 0), (["--only", "a", "--again"], 4)):
@@ -111,6 +114,8 @@ def test_the_command_writes_down_each_run_once(tmp_path, monkeypatch, capsys):
     found = json.loads((tmp_path / "studies.json").read_text(encoding="utf-8"))
     assert found.keys() == {"loc"}
     rows = found["loc"]["seeds"]
+    command.write_down("seeds", "loc", {**rows[0], "settings": {**rows[0]["settings"], "precision": "another"}})
+    assert len(json.loads((tmp_path / "studies.json").read_text(encoding="utf-8"))["loc"]["seeds"]) == len(rows)
     found = [(row["name"], row["network"], row["settings"]["seed"]) for row in rows]
     assert found == [(name, network.__name__, seed) for name, network in plan for seed in (1, 2)]
     for row in rows:

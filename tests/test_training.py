@@ -5,6 +5,7 @@ import inspect
 import itertools
 import math
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import CodeType, SimpleNamespace
@@ -19,6 +20,7 @@ import training
 import utils
 from data import DataError, augment, files, labels
 from training import Hooks, NonFiniteLoss, Settings, boxes, keys, loop, plots, results, runs, weights
+from training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_core")
 RECIPES = [("loc", SHORT), ("det", SHORT), ("loc", RICH), ("det", RICH)]
@@ -144,6 +146,15 @@ def test_settings_that_make_no_sense(name, value):
 
 
 # ---------------------------------------------------------------------------------------------- the loop
+
+
+def test_progress_says_how_long_it_will_take(monkeypatch):
+    said, progress = [], Progress("Net", replace(SHORT, epochs=3), 99)
+    progress.display, progress.began = SimpleNamespace(update=said.append), 100.0
+    for seconds, left in ((49.9, "1:40 left"), (29.9, "1:00 left")):  # for one epoch, with two to go
+        monkeypatch.setattr(time, "perf_counter", lambda now=100 + seconds: now)
+        progress._show(SimpleNamespace(epoch=1, history={}), 0)
+        assert repr(said[-1]).endswith(left)
 
 
 def test_hooks_are_called_in_order_with_the_state(sets):

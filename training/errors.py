@@ -14,11 +14,13 @@ from data import Split
 from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_picture, task_of
 from utils import PAGE, PREDICTED, Matches
 
+ROUNDS = 1000  # of the bootstrap
+BINS = 10  # of scores
 SIDES = ("left", "top", "right", "bottom")
 
 
-def bootstrap(outputs: Tensor, labels: Tensor, rounds: int = 1000) -> dict[str, list[float]]:
-    """95 % intervals of what `utils.score` measures, the loss apart: pictures are drawn anew, with replacement, so many
+def bootstrap(outputs: Tensor, labels: Tensor) -> dict[str, list[float]]:
+    """95 % intervals of what `utils.score` measures, the loss apart: pictures are drawn anew, with replacement, ROUNDS
     times (Efron, 1979). The generator's seed is fixed."""
     matches = utils.match(outputs, labels)
     hit = matches.digit & matches.found
@@ -26,9 +28,9 @@ def bootstrap(outputs: Tensor, labels: Tensor, rounds: int = 1000) -> dict[str, 
     sums = torch.stack([part.double().reshape(len(labels), -1).sum(1) for part in parts], 1)  # (N, 6)
     rng = torch.Generator().manual_seed(0)
     draws = torch.stack(
-        [torch.randint(len(sums), (len(sums),), generator=rng).bincount(minlength=len(sums)) for _ in range(rounds)]
+        [torch.randint(len(sums), (len(sums),), generator=rng).bincount(minlength=len(sums)) for _ in range(ROUNDS)]
     )
-    right, rows, overlap, hits, named, digits = (draws.double() @ sums).T  # (rounds,) each
+    right, rows, overlap, hits, named, digits = (draws.double() @ sums).T  # (ROUNDS,) each
     values = {"accuracy": right / rows, "iou": overlap / hits.clamp(min=1)}
     values |= {"digit_accuracy": named / digits.clamp(min=1), "iou_all": overlap / digits.clamp(min=1)}
     values["mean"] = (values["accuracy"] + values["iou"]) / 2
@@ -73,7 +75,7 @@ def border_distances(rows: Tensor) -> Tensor:
     for centre, size, count in (((left + right) / 2, WIDTH, COLUMNS), ((top + bottom) / 2, HEIGHT, ROWS)):
         borders = torch.arange(1, count) * (size / count)
         distances.append((centre[:, None] - borders).abs().amin(1))
-    return torch.minimum(*distances)
+    return torch.minimum(*distances).round(decimals=3)  # half pixels, not exact in fractions of the picture
 
 
 def border_rows(outputs: Tensor, labels: Tensor) -> list[tuple[str, int, int, int, str, int]]:
@@ -86,7 +88,7 @@ def border_rows(outputs: Tensor, labels: Tensor) -> list[tuple[str, int, int, in
         mine = matches.digit & (true >= low) & (true < high)
         digits, missed, misnamed = (int((mine & kind).sum()) for kind in (mine, ~matches.found, wrong))
         alarms = int((matches.found & ~matches.digit & (claimed >= low) & (claimed < high)).sum())
-        said = f"{low:g} to {high:g} pixels" if high < np.inf else f"{low:g} pixels or more"
+        said = f"{low:g} to below {high:g} pixels" if high < np.inf else f"{low:g} pixels or more"
         rows.append((said, digits, missed, misnamed, f"{(missed + misnamed) / max(1, digits):.2%}", alarms))
     return rows
 
@@ -111,15 +113,15 @@ def piece_rows(outputs: Tensor, split: Split) -> list[tuple[str, int, str, float
     return rows
 
 
-def calibration(outputs: Tensor, labels: Tensor, bins: int = 10) -> list[tuple[float, float, int]]:
-    """How far scores can be believed: for as many bins of the predicted boxes' score as there are boxes in, its mean,
-    the share of them that are right, and how many there are."""
+def calibration(outputs: Tensor, labels: Tensor) -> list[tuple[float, float, int]]:
+    """How far scores can be believed: for each bin of the predicted boxes' score that holds any, its mean, the
+    share of them that are right, and how many there are."""
     matches, (rows, _) = utils.match(outputs, labels), utils.as_pictures(outputs, labels)
     named = rows[:, 5:].softmax(1).amax(1) if task_of(labels) == "loc" else rows[:, 5].abs().sigmoid()
     scores = rows[:, 0].sigmoid() * named
-    place = (scores * bins).long().clamp(max=bins - 1)
+    place = (scores * BINS).long().clamp(max=BINS - 1)
     found = []
-    for number in range(bins):
+    for number in range(BINS):
         mine = matches.found & (place == number)
         if mine.any():
             right = (matches.right & mine).sum() / mine.sum()
@@ -171,12 +173,12 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
     return figure
 
 
-def pick_confused(matches: Matches, pairs: int = 2, each: int = 3) -> tuple[Tensor, list[str]]:
-    """Localization: pictures of the commonest confusions, the first few of each, and which they are."""
+def pick_confused(matches: Matches) -> tuple[Tensor, list[str]]:
+    """Localization: pictures of the two commonest confusions, the first three of each, and which they are."""
     wrong = matches.digit & matches.found & ~matches.right
     pair = matches.true_category * 10 + matches.category
-    commonest = pair[wrong].bincount(minlength=100).argsort(descending=True, stable=True)[:pairs].tolist()
-    chosen = [(wrong & (pair == one)).nonzero()[:each, 0] for one in commonest]
+    commonest = pair[wrong].bincount(minlength=100).argsort(descending=True, stable=True)[:2].tolist()
+    chosen = [(wrong & (pair == one)).nonzero()[:3, 0] for one in commonest]
     said = [f"{one // 10} taken for {one % 10}" for one, mine in zip(commonest, chosen, strict=True) if len(mine)]
     return torch.cat(chosen), said
 

@@ -8,6 +8,8 @@ from typing import Any
 from training.loop import Hooks, TrainState, best_epoch
 from training.settings import Settings
 
+LOGGED = 8  # epochs of the log, or about so many
+
 
 class Progress:
     """Shows a run through its hooks; as a context, it leaves the log of a run that has trained at its end."""
@@ -48,7 +50,8 @@ class Progress:
         line = (
             f"{self.name} epoch {min(done + 1, epochs)}/{epochs} {seen:,}/{self.pictures:,} pictures, {rate:,.0f}/s, "
         )
-        line += f"{left / 60:.0f}:{left % 60:02.0f} left"
+        minutes, seconds = divmod(round(left), 60)
+        line += f"{minutes}:{seconds:02d} left"
         if state.history:
             loss, val_loss, accuracy, mean = (
                 state.history[name][-1] for name in ("train_loss", "val_loss", "val_accuracy", "val_mean")
@@ -86,10 +89,10 @@ def forgive_output() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def short_log(history: dict[str, list[float]], rows: int = 8) -> str:
+def short_log(history: dict[str, list[float]]) -> str:
     """A few epochs of a history, evenly spaced, with the best one marked."""
     epochs, best = len(history["seconds"]), best_epoch(history)
-    step = max(1, -(-epochs // rows))
+    step = -(-epochs // LOGGED)
     chosen = sorted({1, best, epochs, *range(step, epochs + 1, step)})
     lines = ["epoch   training loss   validation loss   accuracy      IoU     mean   seconds"]
     for epoch in chosen:

@@ -289,7 +289,7 @@ def check_watched(watched: Any, history: dict[str, list[float]], where: str) -> 
     """Raise DataError, its message beginning with `where`, unless there are outputs of each epoch of the history."""
     try:
         fits = torch.tensor(watched).shape[0] == len(history["seconds"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, IndexError):
         fits = False
     if not fits:
         raise DataError(f"{where}: expected outputs of as many epochs as the history has, found something else")

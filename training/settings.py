@@ -55,7 +55,8 @@ class Settings:
     snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
     max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
     max_stretch: float = 0.0  # and make them wider, narrower, taller, flatter by up to this share
-    # Of a network's arithmetic in training. Weights, losses and every evaluation are float32 all the same.
+    # Of a network's arithmetic in training. Weights, every evaluation, and losses but for the edges' cross-entropy are
+    # float32 all the same.
     precision: str = field(default_factory=choose_precision)
 
     @property

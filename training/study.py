@@ -158,15 +158,21 @@ def _reference(task: str) -> Sequence[type[nn.Module]]:
 
 PLANS = {
     "ingredients": plan_ingredients,
+    "seeds": plan_seeds,  # the whole recipe's rows in the table of "full_length"
     "full_length": plan_full_length,
     "recipes": plan_recipes,
     "reproduction": plan_reproduction,
-    "seeds": plan_seeds,
     "longer": plan_longer,
     "failure": plan_failure,
 }
 
 # ---------------------------------------------------------------------------------------------- what is kept of it
+
+
+def comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, as studies.json holds them, without the precision, which the device chose: with another, the row is
+    not lacking."""
+    return {name: value for name, value in settings.items() if name != "precision"}
 
 
 def conduct(trial: Trial, seed: int, splits: Splits, normal: utils.Normalizer) -> dict[str, Any]:

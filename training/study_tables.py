@@ -6,7 +6,7 @@ from typing import Any
 
 from training.reference import published_curves
 from training.results import best_trials, published_results, published_studies
-from training.study import PLANS, RECIPES, Trial
+from training.study import PLANS, RECIPES, Trial, comparable
 from training.tables import device_of, ending, markdown_table
 
 
@@ -15,7 +15,8 @@ def study_table(task: str, name: str) -> str:
     kept = "ingredients" if name == "ranking" else name
     rows = published_studies(task).get(kept, [])
     if rows and name == "full_length":
-        rows = [*({**row, "name": "the whole recipe"} for row in published_studies(task)["seeds"]), *rows]
+        whole = published_studies(task).get("seeds", [])
+        rows = [*({**row, "name": "the whole recipe"} for row in whole), *rows] if whole else []
     lines = []
     if rows:
         epochs = " or ".join(dict.fromkeys(str(row["settings"]["epochs"]) for row in rows))
@@ -39,10 +40,11 @@ def study_table(task: str, name: str) -> str:
 
 def lacking(task: str, name: str, rows: Sequence[dict[str, Any]]) -> list[Trial]:
     """The trials of a study, each with those of its seeds of which there is no row with its settings."""
-    made = [(row["name"], row["network"], row["settings"]) for row in rows]
+    made = [(row["name"], row["network"], comparable(row["settings"])) for row in rows]
 
     def is_lacking(trial: Trial, seed: int) -> bool:
-        return (trial.name, trial.network.__name__, asdict(replace(trial.settings, seed=seed))) not in made
+        settings = comparable(asdict(replace(trial.settings, seed=seed)))
+        return (trial.name, trial.network.__name__, settings) not in made
 
     trials = PLANS[name](task)
     left = [trial._replace(seeds=tuple(each for each in trial.seeds if is_lacking(trial, each))) for trial in trials]
@@ -204,7 +206,7 @@ def search_table(found: dict[str, Any]) -> str:
 
     def column(trial: dict[str, Any]) -> list[str]:
         values = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial["params"].values())
-        return [f"{trial['mean']:.4f}", *values]
+        return ["ended early" if trial["mean"] is None else f"{trial['mean']:.4f}", *values]
 
     names = ["validation mean", *(name.replace("_", " ") for name in by_hand["params"])]
     columns = map(column, (by_hand, *best.values()))

@@ -56,12 +56,11 @@ def compare_runs(runs: Sequence[Run], best: Run) -> str:
         (
             f"**{run.name}**, selected" if run is best else run.name,
             str(run.best_epoch),
-            run.train["mean"],
             *(run.val[name] for name in names),
         )
         for run in runs
     ]
-    header = ("network", "best epoch", "training mean", "validation accuracy", "where there is a digit")
+    header = ("network", "best epoch", "validation accuracy", "where there is a digit")
     return markdown_table((*header, "IoU", "IoU, a miss as 0", "mean"), rows)
 
 
