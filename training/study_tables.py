@@ -13,10 +13,11 @@ from training.tables import device_of, ending, markdown_table
 def study_table(task: str, name: str) -> str:
     """The table of a published study, see `training/study.py`, with its size, and what of it has not been made."""
     kept = "ingredients" if name == "ranking" else name
-    rows = published_studies(task).get(kept, [])
-    if rows and name == "full_length":
-        whole = published_studies(task).get("seeds", [])
-        rows = [*({**row, "name": "the whole recipe"} for row in whole), *rows] if whole else []
+    studies = published_studies(task)
+    made = rows = studies.get(kept, [])
+    if made and name == "full_length":
+        whole = [{**row, "name": "the whole recipe"} for row in studies.get("seeds", [])]
+        rows = [*whole, *made] if whole else []
     lines = []
     if rows:
         epochs = " or ".join(dict.fromkeys(str(row["settings"]["epochs"]) for row in rows))
@@ -27,13 +28,13 @@ def study_table(task: str, name: str) -> str:
             lines.append(reproduction_table(rows, published_results(task)["networks"]))
         else:
             lines.append(STUDIES[name](rows))
-    if left := lacking(task, kept, rows):
+    if left := lacking(task, kept, made):
         published = published_results(task)["networks"]
         hours = sum(hours_of(trial, published_results(task)) for trial in left)
         takes = f"{hours:.0f} h" if hours >= 1 else f"{60 * hours:.0f} minutes"
         devices = ", ".join(dict.fromkeys(device_of(published[like(trial, published)]) for trial in left))
         command = f"`python scripts/study.py {kept} --task {task}`"
-        what = f": {what_of(left, rows)}" if rows else ""
+        what = f": {what_of(left, made)}" if made else ""
         lines.append(f"*Not part of the published run{what}. {command} makes it in about {takes} ({devices}).*")
     return "\n\n".join(lines)
 
