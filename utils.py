@@ -755,7 +755,7 @@ def plot_per_class(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         for place in shown:
             axis.annotate(f"{place[1]:.3f}", place, (0, 8), textcoords="offset points", ha="center", fontsize=11)
     axis.set_xticks(range(len(rows)), [row["class"] for row in rows])
-    axis.set(title=title, xlabel="class")
+    axis.set(title=title, xlabel="class", ylabel="accuracy, IoU")
     axis.margins(y=0.15)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
@@ -780,7 +780,7 @@ def plot_by_size(matches: Matches, labels: Tensor, visible: Matches | None = Non
     axis.plot(middles, found, "s--", color="tab:green", label="share found")
     axis.plot(middles, iou, "o-", color=PREDICTED, label="IoU of those found: mean")
     if spread:
-        axis.fill_between(middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="middle half")
+        axis.fill_between(middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="IoU of those found: middle half")
     if visible is not None:
         axis.plot(middles, oracle, "^:", color="dimgrey", label="IoU of the box around visible ink")
     axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels")

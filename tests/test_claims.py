@@ -247,7 +247,14 @@ CLAIMS = [
     ("loc", "0.926 on training and 0.922 on validation pictures",
         near(fit("loc", "CompactNet", "fit"), 0.926, 3) and near(fit("loc", "CompactNet", "val"), 0.922, 3)),
     ("loc", "both are lowest in the last epoch", ends("loc", "CompactNet")["lowest"] == 40 and min(history("loc", "CompactNet")["train_loss"]) == history("loc", "CompactNet")["train_loss"][-1]),
-    ("loc", "with a constant one validation loss ends 3 to 17 % above its lowest", [round(100 * (row["ends"]["val"] - 1)) for row in rows("loc", "full_length", CONSTANT)] == [3, 10, 17]),
+    ("loc", "by 17 % in the last epoch of one run, and stays at 0.22 to 0.23 on average, where with the schedule it comes down to 0.17", round(max(row["curves"]["val_loss"][-1] / row["curves"]["val_loss"][-2]
+        for row in rows("loc", "full_length", CONSTANT)), 2) == 1.17 and all(0.215 < statistics.mean(row["curves"]["val_loss"][begin : begin + 10]) < 0.235 for row in rows("loc", "full_length", CONSTANT) for begin in (20, 30))
+        and all(near(row["curves"]["val_loss"][-1], 0.17) for row in training.published_studies("loc")["seeds"])),
+    ("loc", "training loss falls by a third, validation loss trebles, and in the end accuracy is 0.92 on training and 0.64 on validation pictures", near(ends("loc", "SimpleNet")["train"], 0.63)
+        and near(ends("loc", "SimpleNet")["val"], 2.96) and near(simple["train_accuracy"][9], 0.92) and near(simple["val_accuracy"][9], 0.64)),
+    ("loc", "in epoch 5, it underfits: a fifth of its training digits are named wrongly, and their IoU is 0.37", simple["val_mean"].index(max(simple["val_mean"])) == 4
+        and wrong("loc", "SimpleNet", "fit") == 20.8 and near(fit("loc", "SimpleNet", "fit"), 0.37)),
+    ("loc", "all but two, and names 98.3 % rightly", near(100 * found("loc")["test"]["digit_accuracy"], 98.3, 1)),
     ("loc", "to be compared with our 0.983", near(found("loc")["test"]["digit_accuracy"], 0.983, 3)),
     ("loc", "costs the box of 10 pixels two and a half times as much as the box of 30", near((1 - 81 / 119) / (1 - 841 / 959), 2.6, 1)),
     ("loc", "After one epoch CompactNet's mean accuracy is already higher than any other network's best, by its boxes; in naming it is ahead of all after eight", ahead("loc", "CompactNet")
@@ -260,7 +267,7 @@ CLAIMS = [
         len(trials("loc")), len(trials("loc")[0]["params"])) == (20, 13)),
     ("loc", "of twenty trials thirteen were ended after two or three epochs", [
         len(trial["epochs"]) in (2, 3) for trial in trials("loc") if trial["mean"] is None] == [True] * 13),
-    ("loc", "by more than chance moves a score on so many pictures", 0 < ahead_of_hand("loc") < 0.001),
+    ("loc", "by as much as 0.001, and by that much even three seeds", 0 < ahead_of_hand("loc") < 0.001 < apart("loc")),
     ("loc", "a third more weights than FloNet, a twenty-sixth of SkreNet's", near(
         weights("CompactNet") / weights("FloNet"), 1.4, 1) and round(weights("SkreNet") / weights("CompactNet")) == 26),
     ("loc", "finds all but two of the 10,000 digits, and no digit in any of the 1,000 empty",
@@ -305,7 +312,7 @@ CLAIMS = [
         round(at_length("loc", name), 3) for name in (SGD, CONSTANT)] == [0.008, 0.010] and len(rows("loc", "full_length", SGD)) == 1 and near(-at_length("loc", SGD) / change("loc", SGD), 0.34, 2)),
     ("loc", "Of the edges' cross-entropy no more than 0.001 is left, and the seeds overlap: without it IoU is 0.003 lower, accuracy 0.001 higher", not clear("loc", NO_EDGES, "full_length")
         and [round(at_length("loc", NO_EDGES, score), 3) for score in ("mean", "iou", "accuracy")] == [0.001, 0.003, -0.001]),
-    ("loc", "leaves the three networks of the reference below 0.45", max(
+    ("loc", "the three networks of the reference stay below 0.45 on average", max(
         recipe("loc", name, "the reference's recipe") for name in ("SkreNet", "FloNet", "SimpleNet")) < 0.45),
     ("loc", "FloNet comes to 0.880 and SkreNet to 0.866",
         (round(recipe("loc", "SkreNet"), 3), round(recipe("loc", "FloNet"), 3)) == (0.866, 0.880)),
@@ -320,7 +327,7 @@ CLAIMS = [
     ("loc", "in a fixed order 0.829 and 0.818 by our measure, shuffled 0.828 and 0.815", [
         (round(mean_of(rows("loc", "reproduction", name), "mean"), 3), round(fit("loc", name, "val", "mean"), 3)) for name in LOCALIZERS[:2]
     ] == [(0.829, 0.828), (0.818, 0.815)]),
-    ("loc", "after an early peak, 0.534 here and 0.521 as published, both curves stay near 0.47, the published one with a best of 0.523 in its last epoch", rows("loc", "reproduction", "SimpleNet")[0]["best_epoch"] < 10 and all(abs(statistics.median(curve[20:]) - 0.47) < 0.01 for curve in (
+    ("loc", "after an early peak, 0.534 here and 0.521 as published, both curves go up and down between 0.43 and 0.53, mostly near 0.47; the published one has its best, 0.523, in its last epoch", rows("loc", "reproduction", "SimpleNet")[0]["best_epoch"] < 10 and all(abs(statistics.median(curve[20:]) - 0.47) < 0.01 for curve in (
         rows("loc", "reproduction", "SimpleNet")[0]["curves"]["val_reference_mean"],
         training.reference.published_curves("SimpleNet")["val_mean"]))),
     ("det", "FloNet2, which has by far the most arithmetic, was trained on one NVIDIA H200, the others on one core of a CPU", {

@@ -154,7 +154,7 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
                 high.append(matches.iou[mine].quantile(0.75).item())
                 oracle.append(faint[mine].mean().item())
         middle.plot(middles, means, "o-", color=PREDICTED, label="network, mean")
-        middle.fill_between(middles, low, high, color=PREDICTED, alpha=0.2, label="middle half")
+        middle.fill_between(middles, low, high, color=PREDICTED, alpha=0.2, label="network, middle half")
         middle.plot(middles, oracle, "^:", color="dimgrey", label="visible ink")
         middle.legend(frameon=False, loc="lower right")
     middle.set(title="faint digits", xlabel="IoU of the box around the visible ink", ylabel="IoU with the true box")
@@ -169,7 +169,7 @@ def plot_errors(outputs: Tensor, split: Split) -> Figure:
         else:
             shift, side = (-7, 1), "right"
         right.annotate(f"{count:,}", (x, y), shift, textcoords="offset points", ha=side, fontsize=11)
-    right.set(title="calibration (numbers: boxes)", xlabel="score", ylabel="share that is right", ylim=(-0.05, 1.1))
+    right.set(title="calibration (numbers: boxes)", xlabel="score", ylabel="share named rightly", ylim=(-0.05, 1.1))
     return figure
 
 

@@ -101,7 +101,10 @@ def plot_search(found: dict[str, Any]) -> Figure:
         axis.scatter(np.array(across)[~whole], ahead[~whole], color="tab:orange", marker="x", label="ended early")
     axes[0].set(xlabel="trial", ylabel="ahead of the recipe by hand")
     axes[1].barh([name.replace("_", " ") for name, _ in matter], [share for _, share in matter], color="tab:grey")
-    axes[1].set(title="importance")
+    axes[1].set(title="importance", xlabel="share of the differences")
+    axes[2].set(ylabel=axes[0].get_ylabel())
+    axes[3].sharey(axes[2])
+    axes[3].tick_params(labelleft=False)
     for axis, name, values in zip(axes[2:], names, slices):
         axis.set_xlabel(name.replace("_", " "))
         low, high = min(values), max(values)
