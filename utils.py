@@ -421,11 +421,11 @@ def set_style() -> None:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Write a figure to `folder/name.png`, with 256 colours, a third of the size, and close it. Returns the file."""
+    """Write a figure to `folder/name.png`, with 192 colours, a third of the size, and close it. Returns the file."""
     path, drawn = Path(folder) / f"{name}.png", io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     plt.close(figure)  # else the notebook would show it as well
-    few = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few = Image.open(drawn).convert("RGB").quantize(192, dither=Image.Dither.NONE)
     atomic_write(path, lambda file: few.save(file, "png", optimize=True))
     return path
 
@@ -471,14 +471,20 @@ def show_picture(axes: plt.Axes, picture: Tensor) -> None:
 
 
 def _draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool, room: float = 9.0) -> None:
-    """`room` is what a text needs above or below the box, in pixels of the picture."""
+    """`room` is what a text needs above or below the box, in pixels of the picture. True boxes are broader, so that a
+    rim of them is seen where the predicted one, drawn later, is the same."""
     left, top, right, bottom = box.tolist()
-    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2.2))
+    axes.add_patch(
+        Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2 if below else 4)
+    )
     fits_above, fits_below = top > room, bottom < axes.get_ylim()[0] - room
     under = (below and fits_below) or not (below or fits_above)
     gap = room / 18
     place = {"y": bottom + gap, "va": "top"} if under else {"y": max(top - gap, room - 2 * gap), "va": "bottom"}
-    side = {"x": right, "ha": "right"} if below else {"x": left, "ha": "left"}
+    middle = (left + right) / 2  # of a narrow box, true and predicted class stand left and right of it
+    side = {"x": max(right, middle + room / 2), "ha": "right"}
+    if not below:
+        side = {"x": min(left, middle - room / 2), "ha": "left"}
     axes.text(
         s=text, color="white", fontsize=12, weight="bold", **place, **side,
         bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2, "alpha": 0.85},
@@ -766,7 +772,7 @@ def plot_by_size(matches: Matches, labels: Tensor, visible: Matches | None = Non
     `visible`, the matches of an oracle, its IoU too."""
     size = torch.where(matches.digit, _box_sizes(labels), 0.0)
     middles, found, iou, spread, oracle = [], [], [], [], []
-    for low, high in itertools.pairwise(np.arange(6, 36, 3)):
+    for low, high in itertools.pairwise(np.arange(3, 36, 3)):
         mine = matches.digit & (size >= low) & (size < high)
         hit = mine & matches.found
         if hit.sum() < 2:  # too few for a mean
@@ -780,7 +786,9 @@ def plot_by_size(matches: Matches, labels: Tensor, visible: Matches | None = Non
     axis.plot(middles, found, "s--", color="tab:green", label="share found")
     axis.plot(middles, iou, "o-", color=PREDICTED, label="IoU of those found: mean")
     if spread:
-        axis.fill_between(middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="IoU of those found: middle half")
+        axis.fill_between(
+            middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="IoU of those found: middle half"
+        )
     if visible is not None:
         axis.plot(middles, oracle, "^:", color="dimgrey", label="IoU of the box around visible ink")
     axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels")

@@ -295,8 +295,14 @@ def growth_tables(found: dict[str, Any]) -> str:
             memory = (f"{size:.2f} GB{' of the GPU' * (kind == 'gpu')}" for kind, size in each["peak_memory"].items())
             rate = round(each["pictures"] / each["seconds"])
             rows.append((each[name], f"{each['seconds']:.1f} s", rate, ", ".join(memory)))
-        header = (name.replace("_", " "), f"epoch of {each['network']}, validated", "pictures/s", "peak memory")
+        header = (
+            name.replace("_", " "),
+            f"epoch of {each['network']}, validated",
+            "training pictures/s",
+            "peak memory",
+        )
         tables.append(training.markdown_table(header, rows))
+    tables.append("Validation is part of an epoch's time, but its pictures are not counted.")
     return "\n\n".join(tables)
 
 

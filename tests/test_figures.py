@@ -129,7 +129,7 @@ def test_a_search_is_drawn_trial_by_trial_and_over_what_matters_most():
     trials = [trial(1e-3, 0, 0.0, 0.6), trial(1e-1, 4, 0.2, 0.8), trial(1e-2, 8, 0.3, None), trial(1e-2, 8, None, None)]
     figure = plots.plot_search({"trials": trials, "importance": {"shift": 0.2, "rate": 0.7, "depth": 0.1}})
     assert lines(figure.axes[0])["best so far"] == [0.0, 0.2, 0.2, 0.2]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["trial", "", "rate", "shift"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["trial", "share of the differences", "rate", "shift"]
     assert [axes.get_xscale() for axes in figure.axes[2:]] == ["log", "linear"]
 
 

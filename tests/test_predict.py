@@ -372,6 +372,15 @@ def test_a_stray_transparent_pixel_is_taken_for_the_ground_without_a_word():
     assert (told, found.pixels[5, 5]) == ([], found.pixels[5, 6])
 
 
+def test_nearly_all_photographs_are_read_rightly():
+    rng, shape, right = np.random.default_rng(0), (600, 800), 0
+    for high in (120, 240) * 10:
+        category, left, top = rng.choice(list(STROKES)), rng.integers(20, 800 - high), rng.integers(20, 580 - high)
+        given = photo(mixed(cover(shape, (category, high, left, top)), paper(shape)))
+        right += [digit.category for digit in predict.find_digits(given, "localization")] == [category]
+    assert right >= 19
+
+
 def test_several_digits_are_found_one_by_one():
     """A digit of two strokes is one digit; dirt is none."""
     ink = cover((100, 300), (4, 60, 20, 20), (7, 60, 90, 15), (5, 60, 150, 22), (1, 60, 250, 20))
