@@ -511,9 +511,9 @@ def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6, ti
             for box, category in zip(guesses[number]["boxes"], guesses[number]["labels"], strict=True):
                 _draw_box(axis, box, str(category.item()), PREDICTED, below=True)
         if notes is not None:
-            axis.set_title(textwrap.fill(notes[number], 120 // columns), fontsize=12)  # as wide as the picture
+            axis.set_title(textwrap.fill(notes[number], 104 // columns), fontsize=14)  # as wide as the picture
         elif not len(truth[number]["labels"]):
-            axis.set_title("no digit", fontsize=12)
+            axis.set_title("no digit", fontsize=14)
     box_legend(figure, predicted=outputs is not None)
     figure.suptitle(title)
     return figure

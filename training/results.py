@@ -37,7 +37,7 @@ PUBLISHED = {
 BASELINES = {
     "visible": "an oracle: the box around the digit's visible ink",
     "bright": "nothing learnt: patches of bright pixels",
-    "trivial": "nothing seen: the mean box, the commonest class",
+    "trivial": "nothing seen: one answer for all pictures",
 }
 
 
