@@ -24,7 +24,7 @@ def test_plans_train_what_they_say(task):
     for trial in study.plan_reproduction(task):
         assert trial.settings == replace(training.REFERENCE, shuffle=False)
     assert {trial.network for trial in study.plan_reproduction(task)} == set(reference)
-    asked = {"loc": [models.SkreNet, models.FloNet], "det": []}[task]
+    asked = {"loc": [models.FloNet], "det": []}[task]
     assert [trial.network for trial in study.plan_longer(task)] == asked
     for trial in study.plan_longer(task):
         assert trial.settings == replace(training.PROFILES["full"].settings, epochs=trial.settings.epochs)

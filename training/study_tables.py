@@ -177,7 +177,7 @@ def reproduction_table(rows: Sequence[dict[str, Any]], shuffled: dict[str, Any])
     return markdown_table((*header, "our measure", "our measure, shuffled"), lines)
 
 
-def longer_table(rows: Sequence[dict[str, Any]], marks: Sequence[int] = (60, 100, 200)) -> str:
+def longer_table(rows: Sequence[dict[str, Any]], marks: Sequence[int] = (60, 100)) -> str:
     """Training on: the best validation mean within so many epochs, as a Markdown table."""
     lines = []
     for row in rows:
