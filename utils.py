@@ -471,8 +471,7 @@ def show_picture(axes: plt.Axes, picture: Tensor) -> None:
 
 
 def _draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool, room: float = 9.0) -> None:
-    """`room` is what a text needs above or below the box, in pixels of the picture. True boxes are broader, so that a
-    rim of them is seen where the predicted one, drawn later, is the same."""
+    """`room`: what a text needs above or below the box, in pixels. True boxes are broader: their rim is always seen."""
     left, top, right, bottom = box.tolist()
     axes.add_patch(
         Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=2 if below else 4)
@@ -482,11 +481,9 @@ def _draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool, 
     gap = room / 18
     place = {"y": bottom + gap, "va": "top"} if under else {"y": max(top - gap, room - 2 * gap), "va": "bottom"}
     middle = (left + right) / 2  # of a narrow box, true and predicted class stand left and right of it
-    side = {"x": max(right, middle + room / 2), "ha": "right"}
-    if not below:
-        side = {"x": min(left, middle - room / 2), "ha": "left"}
+    x, align = (max(right, middle + room / 2), "right") if below else (min(left, middle - room / 2), "left")
     axes.text(
-        s=text, color="white", fontsize=12, weight="bold", **place, **side,
+        x, s=text, ha=align, color="white", fontsize=12, weight="bold", **place,
         bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2, "alpha": 0.85},
     )  # fmt: skip
 
@@ -786,9 +783,8 @@ def plot_by_size(matches: Matches, labels: Tensor, visible: Matches | None = Non
     axis.plot(middles, found, "s--", color="tab:green", label="share found")
     axis.plot(middles, iou, "o-", color=PREDICTED, label="IoU of those found: mean")
     if spread:
-        axis.fill_between(
-            middles, *zip(*spread, strict=True), color=PREDICTED, alpha=0.2, label="IoU of those found: middle half"
-        )
+        low, high = zip(*spread, strict=True)
+        axis.fill_between(middles, low, high, color=PREDICTED, alpha=0.2, label="IoU of those found: middle half")
     if visible is not None:
         axis.plot(middles, oracle, "^:", color="dimgrey", label="IoU of the box around visible ink")
     axis.set(title="small and large digits", xlabel="true box, square root of its area in pixels")

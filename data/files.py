@@ -106,29 +106,25 @@ def remove_leftovers(folder: Path, older_than: float) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
-    """Hold a lock that nobody else can hold at the same time, in this process or another. It ends with the process,
-    however that ends. Yields whether there is such a lock: some network drives have none, and in a read-only folder
-    there is no file for it.
+    """Hold a lock that nobody else can hold at the same time, here or in another process; it ends with the process.
+    Yields whether there is one: some network drives have none, and a read-only folder has no file for it.
 
-    path: a file for the lock, made where there is none. patience: how many seconds to wait for who holds it. Raises
-    InUse after that.
+    path: its file, made where there is none. patience: how many seconds to wait for who holds it. Raises InUse then.
     """
     # A soft lock, filelock's substitute where there is no real one, would outlive a killed process.
     held = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=patience, poll_interval=0.1)
+        alone = not isinstance(held, SoftFileLock)  # which some versions take all the same
     except Timeout:
         raise InUse(f"{path}: held by another process") from None
     except (OSError, NotImplementedError):
-        yield False
-        return
-    if isinstance(held, SoftFileLock):  # what some versions turn a lock into all the same
+        alone = False
+    if not alone:
         held.release()
-        yield False
-        return
     try:
-        yield True
+        yield alone
     finally:
         held.release()
 
