@@ -56,9 +56,9 @@ def mend_pictures(pictures: Tensor, where: str, notes: list[str]) -> Tensor:
         if pictures.is_complex():
             raise DataError(f"{where}: expected pixels that are real numbers, found {pictures.dtype}")
         notes.append(f"pictures in {pictures.dtype} converted")
+        floats = pictures.float()
         whole = not pictures.is_floating_point() and pictures.dtype != torch.bool
-        low, high = pictures.double().aminmax() if whole else (0, 1)
-        pictures = pictures.byte() if whole and low >= 0 and high <= 255 else pictures.float()
+        pictures = pictures.byte() if whole and ((floats >= 0) & (floats <= 255)).all() else floats
     if pictures.dtype == torch.float32 and torch.isfinite(pictures).all():
         outside = (pictures < 0) | (pictures > 1)
         share = outside.float().mean().item()

@@ -50,10 +50,6 @@ def conduct(name: str, task: str, only: str | None = None, again: bool = False) 
 def write_down(name: str, task: str, row: dict) -> None:
     """Put a row into studies.json, in the place of one with the same name, network and settings, in the plan's order,
     whatever was finished first."""
-
-    def identity(row: dict) -> tuple:
-        return row["name"], row["network"], study.comparable(row["settings"])
-
     plan = [(trial.name, trial.network.__name__) for trial in study.PLANS[name](task)]
 
     def place(row: dict) -> tuple[int, int]:
@@ -63,7 +59,7 @@ def write_down(name: str, task: str, row: dict) -> None:
     with files.lock(training.runs_folder() / "studies.lock", 60):  # others may be writing
         results = files.load_json(RESULTS)
         rows = results.setdefault(task, {}).setdefault(name, [])
-        others = [each for each in rows if identity(each) != identity(row)]
+        others = [each for each in rows if study.row_identity(**each) != study.row_identity(**row)]
         rows[:] = sorted([*others, row], key=place)
         files.save_json(RESULTS, results)
 

@@ -166,10 +166,10 @@ PLANS = {
 # ---------------------------------------------------------------------------------------------- what is kept of it
 
 
-def comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings, as studies.json holds them, without the precision, which the device chose: with another, the row is
-    not lacking."""
-    return {name: value for name, value in settings.items() if name != "precision"}
+def row_identity(name: str, network: str, settings: dict[str, Any], **rest: Any) -> tuple:
+    """What makes a row of studies.json the one that it is, of all that it holds. Not the precision, which the device
+    chooses: where another would, the row is not lacking."""
+    return name, network, {key: value for key, value in settings.items() if key != "precision"}
 
 
 def conduct(trial: Trial, seed: int, splits: Splits, normal: utils.Normalizer) -> dict[str, Any]:

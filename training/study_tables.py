@@ -6,7 +6,7 @@ from typing import Any
 
 from training.reference import published_curves
 from training.results import best_trials, published_results, published_studies
-from training.study import PLANS, RECIPES, Trial, comparable
+from training.study import PLANS, RECIPES, Trial, row_identity
 from training.tables import device_of, ending, markdown_table
 
 
@@ -41,11 +41,11 @@ def study_table(task: str, name: str) -> str:
 
 def lacking(task: str, name: str, rows: Sequence[dict[str, Any]]) -> list[Trial]:
     """The trials of a study, each with those of its seeds of which there is no row with its settings."""
-    made = [(row["name"], row["network"], comparable(row["settings"])) for row in rows]
+    made = [row_identity(**row) for row in rows]
 
     def is_lacking(trial: Trial, seed: int) -> bool:
-        settings = comparable(asdict(replace(trial.settings, seed=seed)))
-        return (trial.name, trial.network.__name__, settings) not in made
+        settings = asdict(replace(trial.settings, seed=seed))
+        return row_identity(trial.name, trial.network.__name__, settings) not in made
 
     trials = PLANS[name](task)
     left = [trial._replace(seeds=tuple(each for each in trial.seeds if is_lacking(trial, each))) for trial in trials]
