@@ -1,8 +1,8 @@
-"""The networks: one class each, the picture's size beside every layer.
+"""The networks: one class each, the image's size beside every layer.
 
-All take normalised pictures (N, 1, 48, 60). A localizer returns (N, 15) =
-[pc logit, x, y, w, h, ten class logits]; a detector returns (N, 6, 2, 3) =
-[pc logit, x, y, w, h, one class logit] for each cell of the 2x3 grid.
+All take normalized images (N, 1, 48, 60), see `utils.Normalize`. A localizer returns (N, 15) = [pc logit, x, y, w, h,
+ten class logits]; a detector returns (N, 6, 2, 3) = [pc logit, x, y, w, h, one class logit] for each cell of the 2x3
+grid.
 
 Six networks follow the course's reference submission (INF265, project 2, spring 2024); CompactNet and CompactNet2 are
 this project's own.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH, to_cells
 
-PICTURE = (1, HEIGHT, WIDTH)  # channel, height, width
+IMAGE = (1, HEIGHT, WIDTH)  # channel, height, width
 
 
 def conv(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
@@ -26,8 +26,8 @@ def conv(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = Fal
 
 
 def conv_pool(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
-    """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU: behind
-    the pooling a quarter as many numbers go through it, and the results and gradients are the same."""
+    """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU: after
+    the pooling it has a quarter of the work, and the results and gradients are the same."""
     return [*_conv(inputs, outputs, kernel, padding, norm), nn.MaxPool2d(2, 2), nn.ReLU(inplace=True)]
 
 
@@ -41,24 +41,22 @@ def linear(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]
 
 
-def check_pictures(network: nn.Module, pictures: Tensor) -> None:
-    """Raise ValueError unless pictures are (N, 1, 48, 60)."""
-    if tuple(pictures.shape[1:]) != PICTURE:
-        raise ValueError(
-            f"{type(network).__name__} expects pictures of shape (N, 1, 48, 60), got {tuple(pictures.shape)}"
-        )
+def check_images(network: nn.Module, images: Tensor) -> None:
+    """Raise ValueError unless images are (N, 1, 48, 60)."""
+    if tuple(images.shape[1:]) != IMAGE:
+        raise ValueError(f"{type(network).__name__} expects images of shape (N, 1, 48, 60), got {tuple(images.shape)}")
 
 
 class Network(nn.Module):
-    """A plain stack of layers that refuses pictures of another shape."""
+    """A plain stack of layers that refuses images of another shape."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        check_pictures(self, pictures)
-        return self.layers(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(self, images)
+        return self.layers(images)
 
 
 class SkreNet(Network):
@@ -159,13 +157,21 @@ class FloNet2(Network):
         )
 
 
+class TenChannels(FloNet2):
+    """FloNet2 with ten channels in its last layer, as the reference built it. Loss and metric read the first six."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers[-1] = nn.Conv2d(15, 10, 4, padding=1)  # 3x4 -> 2x3
+
+
 # ---------------------------------------------------------------------------------------------- this project's own
 
 
-DISTANCES = 24  # pixels to an edge that a place can name; the largest digits are 34 wide
-LEAST_VARIANCE = 0.02  # of a centre, in square pixels: it is never quite known
+OFFSETS = 24  # distances in pixels, from 2 inwards to 21 outwards, at which a location can see an edge; digits reach 34
+MIN_VARIANCE = 0.02  # of a centre, in square pixels: it is never known exactly
 FAR = 1000.0  # pixels
-LOGISTIC = 1.7  # a logistic function so much steeper is nearly the normal distribution's
+LOGISTIC = 1.7  # a logistic function this much steeper is close to the normal distribution's
 
 
 def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -181,9 +187,9 @@ def stage(inputs: int, outputs: int, depth: int) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Pictures (N, 1, 48, 60) -> features (N, width, 12, 15), each of which has seen the whole of the largest digit.
+    """Images (N, 1, 48, 60) -> features (N, width, 12, 15), each of which sees the whole of the largest digit.
 
-    Down to 3x4 for context and up again for place, as in a feature pyramid (Lin et al., 2017). The first step folds
+    Down to 3x4 for context and up again for detail, as in a feature pyramid (Lin et al., 2017). The first step folds
     every 2x2 pixels into four channels, which loses nothing and saves three quarters of the arithmetic.
     """
 
@@ -196,15 +202,15 @@ class Backbone(nn.Module):
         self.lateral = nn.Conv2d(2 * width, width, 1)  # 6x8
         self.merge = block(width, width)  # 12x15
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        quarter = self.stage4(self.stage2(pictures))  # 12x15
+    def forward(self, images: Tensor) -> Tensor:
+        quarter = self.stage4(self.stage2(images))  # 12x15
         eighth = self.stage8(quarter)  # 6x8
         eighth = eighth + F.interpolate(self.stage16(eighth), size=eighth.shape[-2:])  # 3x4 -> 6x8
         return self.merge(quarter + F.interpolate(self.lateral(eighth), size=quarter.shape[-2:]))  # 6x8 -> 12x15
 
 
 class Edges(NamedTuple):
-    """How likely each edge of a cell's box lies in each column or row of pixels; sums over the last axis are 1."""
+    """For each edge of a cell's box, the probability that it lies in each column or row of pixels (sums to 1)."""
 
     left: Tensor  # (N, rows, columns, 60)
     right: Tensor
@@ -212,138 +218,145 @@ class Edges(NamedTuple):
     bottom: Tensor
 
     def means(self) -> list[Tensor]:
-        """Each edge's mean, (N, rows, columns), in pixels."""
-        return [(chance * _pixels(chance)).sum(-1) for chance in self]
+        """The mean of each edge, (N, rows, columns), in pixels."""
+        return [(probability * _pixels(probability)).sum(-1) for probability in self]
 
-    def distances(self, means: list[Tensor], power: int) -> list[Tensor]:
-        """The mean of each edge's distance from its mean, to a power: the second gives its variance."""
+    def deviations(self, means: list[Tensor], power: int) -> list[Tensor]:
+        """The mean absolute deviation of each edge from its mean (power 1), in pixels, or its variance (power 2)."""
         return [
-            (chance * (_pixels(chance) - mean[..., None]).abs() ** power).sum(-1)
-            for chance, mean in zip(self, means, strict=True)
+            (probability * (_pixels(probability) - mean[..., None]).abs() ** power).sum(-1)
+            for probability, mean in zip(self, means, strict=True)
         ]
 
 
-def _pixels(chance: Tensor) -> Tensor:
-    """The numbers of the pixels that the last axis stands for, (60,) or (48,)."""
-    return torch.arange(chance.shape[-1], device=chance.device, dtype=chance.dtype)
+def _pixels(probability: Tensor) -> Tensor:
+    """The columns or rows that the last axis stands for, (60,) or (48,)."""
+    return torch.arange(probability.shape[-1], device=probability.device, dtype=probability.dtype)
 
 
-class Answers(NamedTuple):
-    """What a `GridNetwork` says in training."""
+class TrainOutputs(NamedTuple):
+    """What a `GridNetwork` returns in training."""
 
     outputs: Tensor  # as those of every network
     edges: Edges
 
 
 class GridNetwork(nn.Module):
-    """One digit per cell of a grid of rows x columns, found by letting every place of the picture speak.
+    """One digit per cell of a grid of rows x columns; every location of the feature map votes.
 
-    Each of the backbone's 12x15 places says how surely the digit of its cell has its centre about there, which class it
-    is, and for each edge of its box how likely it lies 0, 1, 2 ... pixels away, from two inwards to 21 outwards: edges
-    lie on whole pixels, and a faint one has several likely places (distributions as in generalised focal loss, Li et
-    al., 2020). A cell's answer is the mean over its places, weighted by the softmax of their certainty. So the same
-    weights find a digit wherever it lies, as in FCOS (Tian et al., 2019), but no rule has to assign boxes to places:
-    the loss reaches the certainties too.
+    Each of the backbone's 12x15 locations predicts how certain it is that the digit of its cell is centred near it,
+    the class logits, and for each edge of the box a distribution over its offset, from 2 pixels inwards to 21 outwards:
+    edges lie on whole pixels, and that of a faint digit may be in one of several (distributions as in generalized focal
+    loss, Li et al., 2020). A cell's prediction is the mean over its locations, weighted by the softmax of their
+    certainties. So the same weights find a digit wherever it lies, as in FCOS (Tian et al., 2019), but no rule has to
+    assign boxes to locations: the loss reaches the certainties too.
 
-    Presence is the log-sum-exp of the certainties; among several cells, times the probability that the centre lies in
-    this one. In training `Answers` are returned. In evaluation outputs alone, and the presence is the lower the less
-    sure the edges are, so that good boxes rank first; but for that it never falls below one half.
+    Confidence is the log-sum-exp of the certainties; with `center_gate`, times the probability that the centre lies in
+    this cell. In training `TrainOutputs` are returned. In evaluation the outputs alone: confidence is multiplied by the
+    IoU that the edges' distributions let expect, so that good boxes rank first (what is above one half stays there),
+    and with `round_edges` every edge is put on the nearest whole pixel, where labels have theirs.
     """
 
-    bounded = True  # boxes need no further squashing
-    claims = False  # whether presence asks for the centre to be in the cell
-    ranks = True  # whether presence is lowered, in evaluation, by the IoU that is expected
-    width = 80  # channels at a quarter of the picture's size, and twice as many below it
-    depth = 3  # convolutions at each of the sizes
+    OPTIONS = ("width", "depth", "center_gate", "round_edges")  # arguments that a run's settings give
+    iou_quality = True  # whether evaluation multiplies confidence by the expected IoU
 
-    def __init__(self, rows: int, columns: int, classes: int):
+    def __init__(
+        self, rows: int, columns: int, classes: int, width: int, depth: int, center_gate: bool, round_edges: bool
+    ):
         super().__init__()
         self.rows, self.columns, self.classes = rows, columns, classes
-        self.backbone = Backbone(self.width, self.depth)
-        self.head = nn.Conv2d(self.width, 1 + classes + 4 * DISTANCES, 1)  # 12x15
+        self.center_gate, self.round_edges = center_gate and rows * columns > 1, round_edges
+        self.backbone = Backbone(width, depth)
+        self.head = nn.Conv2d(width, 1 + classes + 4 * OFFSETS, 1)  # 12x15
         nn.init.zeros_(self.head.bias)
-        places = 12 * 15 // (rows * columns)
-        nn.init.constant_(self.head.bias[:1], -math.log(places))  # every presence begins at about one half
-        self.register_buffer("across", reach(15, WIDTH), persistent=False)
-        self.register_buffer("down", reach(12, HEIGHT), persistent=False)
+        locations = 12 * 15 // (rows * columns)
+        nn.init.constant_(self.head.bias[:1], -math.log(locations))  # every confidence begins at about one half
+        self.register_buffer("across", offset_table(15, WIDTH), persistent=False)
+        self.register_buffer("down", offset_table(12, HEIGHT), persistent=False)
 
-    def cells(self, pictures: Tensor) -> tuple[Tensor, Tensor, Edges]:
-        """Presence logits (N, rows, columns), class logits (N, rows, columns, classes), and edges."""
-        check_pictures(self, pictures)
-        found = self.head(self.backbone(pictures)).float()  # (N, 1 + classes + 4 * DISTANCES, 12, 15)
-        found = found.unflatten(3, (self.columns, -1)).unflatten(2, (self.rows, -1))
-        found = found.permute(0, 2, 4, 3, 5, 1)  # (N, rows, columns, places down, places across, ...)
-        certainty, category, edges = found.split((1, self.classes, 4 * DISTANCES), -1)
-        certainty = certainty.flatten(3)  # (N, rows, columns, places)
-        weight = certainty.softmax(-1).view(found.shape[:-1])
-        category = torch.einsum("nrcyx,nrcyxk->nrck", weight, category)
-        likely = edges.unflatten(-1, (4, DISTANCES)).softmax(-1)
+    def cells(self, images: Tensor) -> tuple[Tensor, Tensor, Edges]:
+        """Confidence logits (N, rows, columns), class logits (N, rows, columns, classes), and edges."""
+        check_images(self, images)
+        votes = self.head(self.backbone(images))  # (N, 1 + classes + 4 * OFFSETS, 12, 15)
+        with torch.autocast(votes.device.type, enabled=False):  # bfloat16 would be half a pixel off
+            return self.tally(votes.float())
+
+    def tally(self, votes: Tensor) -> tuple[Tensor, Tensor, Edges]:
+        """What `cells` returns, from what the locations predict, (N, 1 + classes + 4 * OFFSETS, 12, 15)."""
+        votes = votes.unflatten(3, (self.columns, -1)).unflatten(2, (self.rows, -1))
+        votes = votes.permute(0, 2, 4, 3, 5, 1)  # (N, rows, columns, locations down, locations across, ...)
+        certainty, classes, offsets = votes.split((1, self.classes, 4 * OFFSETS), -1)
+        certainty = certainty.flatten(3)  # (N, rows, columns, locations)
+        weight = certainty.softmax(-1).view(*votes.shape[:-1], 1)
+        classes = (weight * classes).sum((3, 4))  # (N, rows, columns, classes)
+        offsets = weight[..., None] * offsets.unflatten(-1, (4, OFFSETS)).softmax(-1)
+        # From offsets to pixels. Left and right do not depend on a location's row, nor top and bottom on its column.
         across, down = self.across.unflatten(1, (self.columns, -1)), self.down.unflatten(1, (self.rows, -1))
-        sides = torch.einsum("nrcyx,nrcyxed->nrcexd", weight, likely[..., :2, :])
-        sides = torch.einsum("nrcexd,ecxdp->nrcep", sides, across)  # (N, rows, columns, 2, 60)
-        ends = torch.einsum("nrcyx,nrcyxed->nrceyd", weight, likely[..., 2:, :])
-        ends = torch.einsum("nrceyd,erydp->nrcep", ends, down)  # (N, rows, columns, 2, 48)
-        return certainty.logsumexp(-1), category, Edges(*sides.unbind(-2), *ends.unbind(-2))
+        sides = torch.einsum("nrcxed,ecxdp->nrcep", offsets[..., :2, :].sum(3), across)  # (N, rows, columns, 2, 60)
+        ends = torch.einsum("nrcyed,erydp->nrcep", offsets[..., 2:, :].sum(4), down)  # (N, rows, columns, 2, 48)
+        return certainty.logsumexp(-1), classes, Edges(*sides.unbind(-2), *ends.unbind(-2))
 
-    def forward(self, pictures: Tensor) -> Tensor | Answers:
-        presence, category, edges = self.cells(pictures)
+    def forward(self, images: Tensor) -> Tensor | TrainOutputs:
+        confidence, classes, edges = self.cells(images)
         left, right, top, bottom = means = edges.means()
-        if self.claims:
-            presence = self.claim(presence, means, edges.distances(means, 2))
-        if self.ranks and not self.training:
-            presence = rank(presence, means, edges.distances(means, 1))
+        if self.center_gate:
+            confidence = self.gate(confidence, means, edges.deviations(means, 2))
+        if self.iou_quality and not self.training:
+            confidence = multiply_by_expected_iou(confidence, means, edges.deviations(means, 1))
         box = ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT)
-        outputs = torch.cat((torch.stack((presence, *box), -1), category), -1)  # (N, rows, columns, 5 + classes)
+        outputs = torch.cat((torch.stack((confidence, *box), -1), classes), -1)  # (N, rows, columns, 5 + classes)
         outputs = self.lay_out(outputs)
-        return Answers(outputs, edges) if self.training else outputs
+        if self.training:
+            return TrainOutputs(outputs, edges)
+        return round_boxes(outputs) if self.round_edges else outputs
 
     def lay_out(self, cells: Tensor) -> Tensor:
-        """Answers (N, rows, columns, 5 + classes), boxes in fractions of the picture -> outputs of the task."""
+        """Predictions (N, rows, columns, 5 + classes), boxes in fractions of the image -> outputs of the task."""
         raise NotImplementedError
 
-    def claim(self, presence: Tensor, means: list[Tensor], variances: list[Tensor]) -> Tensor:
+    def gate(self, confidence: Tensor, means: list[Tensor], variances: list[Tensor]) -> Tensor:
         """Logits of a digit in sight, its edges' means and variances -> logits of a digit in sight whose centre lies in
         this cell."""
-        log_inside = torch.zeros_like(presence)
+        log_inside = torch.zeros_like(confidence)
         for axis, (size, count) in enumerate(((WIDTH, self.columns), (HEIGHT, self.rows))):
             first, second = 2 * axis, 2 * axis + 1
-            centre = (means[first] + means[second]) / 2
-            spread = ((variances[first] + variances[second]) / 4 + LEAST_VARIANCE).sqrt()
+            center = (means[first] + means[second]) / 2
+            spread = ((variances[first] + variances[second]) / 4 + MIN_VARIANCE).sqrt()
             # Centres lie on half pixels. One on a border belongs to the right or lower cell, see `labels.find_cell`.
-            borders = torch.arange(count + 1, device=centre.device) * (size / count) - 0.25
+            borders = torch.arange(count + 1, device=center.device) * (size / count) - 0.25
             borders[0], borders[-1] = -FAR, FAR
             borders = borders[:, None] if axis else borders  # along the rows, or along the columns
-            for distance in (centre - borders[:-1], borders[1:] - centre):
+            for distance in (center - borders[:-1], borders[1:] - center):
                 log_inside = log_inside + F.logsigmoid(LOGISTIC * distance / spread)
-        # The logit of sigmoid(presence) * inside, without leaving the logarithms.
+        # The logit of sigmoid(confidence) * inside, computed from logarithms alone.
         log_outside = torch.log(-torch.expm1(log_inside.clamp(max=-1e-6)))
-        return presence + log_inside - F.softplus(presence + log_outside)
+        return confidence + log_inside - F.softplus(confidence + log_outside)
 
 
-def rank(presence: Tensor, means: list[Tensor], errors: list[Tensor]) -> Tensor:
-    """Logits of presence, edges' means and the errors to be expected in them -> logits of presence times about the IoU
-    to be expected; where a digit is found, what it has above one half. The IoU: of each side, its length over itself
-    and the errors at its two ends."""
+def multiply_by_expected_iou(confidence: Tensor, means: list[Tensor], deviations: list[Tensor]) -> Tensor:
+    """Logits of confidence, edges' means and mean absolute deviations -> logits of confidence times the IoU to be
+    expected; above one half, of what it has above one half. The IoU: of each side, its length over itself and the
+    deviations at its two ends."""
     left, right, top, bottom = means
     width, height = (right - left).clamp(min=1), (bottom - top).clamp(min=1)
-    expected = width / (width + errors[0] + errors[1]) * height / (height + errors[2] + errors[3])
-    chance = presence.sigmoid()
+    expected = width / (width + deviations[0] + deviations[1]) * height / (height + deviations[2] + deviations[3])
+    chance = confidence.sigmoid()
     return torch.logit(torch.where(chance > 0.5, 0.5 + (chance - 0.5) * expected, chance * expected), eps=1e-6)
 
 
-def reach(places: int, size: int) -> Tensor:
-    """(2, places, DISTANCES, size): 1 for the pixel, of `size` in a row, that lies so far before (behind) the middle of
-    one of the places, four pixels each; 0 for all others. What lies beyond the picture's edge counts for the edge."""
-    middle, distance = 4 * torch.arange(places)[:, None], torch.arange(DISTANCES) - 2  # small boxes lie to one side
-    pixels = torch.stack((middle + 2 - distance, middle + 1 + distance)).clamp(0, size - 1)
+def offset_table(locations: int, size: int) -> Tensor:
+    """(2, locations, OFFSETS, size): 1 for the pixel, of `size` in a row, that lies at the offset before (after) the
+    middle of the location, which is four pixels wide; 0 for all others. Beyond the image's edge the edge counts."""
+    middle, offset = 4 * torch.arange(locations)[:, None], torch.arange(OFFSETS) - 2  # small boxes lie to one side
+    pixels = torch.stack((middle + 2 - offset, middle + 1 + offset)).clamp(0, size - 1)
     return F.one_hot(pixels, size).float()
 
 
 class CompactNet(GridNetwork):
-    """Localization: the whole picture is the one cell."""
+    """Localization: the whole image is the one cell."""
 
-    def __init__(self):
-        super().__init__(1, 1, 10)
+    def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
+        super().__init__(1, 1, 10, width, depth, center_gate, round_edges)
 
     def lay_out(self, cells: Tensor) -> Tensor:
         return cells.flatten(1)  # (N, 1, 1, 15) -> (N, 15)
@@ -352,21 +365,53 @@ class CompactNet(GridNetwork):
 class CompactNet2(GridNetwork):
     """Detection: the same, for each cell of the 2x3 grid."""
 
-    claims = True
-
-    def __init__(self):
-        super().__init__(ROWS, COLUMNS, 1)
+    def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
+        super().__init__(ROWS, COLUMNS, 1, width, depth, center_gate, round_edges)
 
     def lay_out(self, cells: Tensor) -> Tensor:
         column, row = (torch.arange(count, device=cells.device) for count in (COLUMNS, ROWS))
         return to_cells(cells, column, row[:, None]).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
 
 
-REFERENCE_LOCALIZERS: tuple[type[nn.Module], ...] = (SkreNet, FloNet, SimpleNet)
-REFERENCE_DETECTORS: tuple[type[nn.Module], ...] = (SkreNet2, SimpleNet2, FloNet2)
-LOCALIZERS = (*REFERENCE_LOCALIZERS, CompactNet)
-DETECTORS = (*REFERENCE_DETECTORS, CompactNet2)
-NETWORKS = {"loc": LOCALIZERS, "det": DETECTORS}  # this project's last
+# ---------------------------------------------------------------------------------------------- boxes
+
+
+class BoundedBoxes(nn.Module):
+    """The last layer of a reference network that is trained with our recipe: a sigmoid on its boxes, so that none is
+    negative or larger than the image; in evaluation, every edge on the nearest whole pixel."""
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        outputs = outputs.float()  # bfloat16 is too coarse for a sigmoid
+        columns, rows = grid_size(outputs)
+        x, y, width, height = outputs[:, 1:5].sigmoid().unbind(1)
+        boxes = torch.stack((x, y, width * columns, height * rows), 1)
+        outputs = torch.cat((outputs[:, :1], boxes, outputs[:, 5:]), 1)
+        return outputs if self.training else round_boxes(outputs)
+
+
+def round_boxes(outputs: Tensor) -> Tensor:
+    """Outputs (N, 15) or (N, 6, 2, 3) -> the same, every edge on the nearest whole pixel."""
+    columns, rows = grid_size(outputs)
+    x, y, width, height = outputs[:, 1:5].unbind(1)
+    x, width = _round_ends(x, width, WIDTH // columns)  # a cell is a whole number of pixels
+    y, height = _round_ends(y, height, HEIGHT // rows)
+    return torch.cat((outputs[:, :1], torch.stack((x, y, width, height), 1), outputs[:, 5:]), 1)
+
+
+def _round_ends(center: Tensor, extent: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+    """Centres and extents along one axis, in a unit of so many pixels -> those with both ends on the nearest pixel."""
+    low, high = (((center + sign * extent / 2) * pixels).round() / pixels for sign in (-1, 1))
+    return (low + high) / 2, high - low
+
+
+def grid_size(outputs: Tensor) -> tuple[int, int]:
+    """Columns and rows of the grid in whose cells boxes are measured: detection's, or one cell, the whole image."""
+    return (COLUMNS, ROWS) if outputs.ndim == 4 else (1, 1)
+
+
+REFERENCE = {"loc": (SkreNet, FloNet, SimpleNet), "det": (SkreNet2, SimpleNet2, FloNet2)}
+OURS = {"loc": CompactNet, "det": CompactNet2}
+NETWORKS = {task: (*REFERENCE[task], OURS[task]) for task in OURS}
 
 
 def count_parameters(network: nn.Module) -> int:

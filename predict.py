@@ -29,7 +29,7 @@ from data.labels import HEIGHT, WIDTH
 from pictures import Picture
 from pieces import HIGH, Piece
 from training.progress import forgive_output
-from training.weights import Trained, load_weights
+from training.runs import Trained, load_weights
 
 TASKS = {"localization": "loc", "detection": "det"}
 # A seven is no zero or one, but detection cannot say so: one digit too few is better than a wrong one.
@@ -184,7 +184,7 @@ def _name_piece(piece: Piece, weights: Trained) -> Digit:
 
 def _ask(shown: Tensor, weights: Trained) -> Tensor:
     """The network's outputs for pictures (N, 1, 48, 60)."""
-    outputs = utils.infer(weights.network, shown, weights.normal)
+    outputs = utils.infer(weights.network, shown)
     if not torch.isfinite(outputs).all():
         raise DataError(f"{weights.path}: weights: the network's outputs are not finite")
     return outputs

@@ -1,51 +1,53 @@
-"""Moves and stretches training pictures, boxes included, anew in every epoch; never validation or test pictures."""
+"""Moves and stretches training images, boxes included, anew in every epoch; never validation or test images."""
 
 import torch
 from torch import Tensor
 
-from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_picture, find_cell, task_of, to_cells
+from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_image, find_cell, task_of, to_cells
 
 
-def move(pictures: Tensor, labels: Tensor, max_shift: int, max_stretch: float, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Stretch every picture's content, and move it by whole pixels, its digits' boxes with it.
+def move(images: Tensor, labels: Tensor, max_shift: int, max_stretch: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Stretch every image's content, and move it by whole pixels, its digits' boxes with it.
 
-    pictures: (N, 1, 48, 60). labels: (N, 6) or (N, 2, 3, 6). max_shift: the most pixels in x and in y. max_stretch:
+    images: (N, 1, 48, 60). labels: (N, 6) or (N, 2, 3, 6). max_shift: the most pixels in x and in y. max_stretch:
     width and height are multiplied, each for itself, by between 1 / (1 + max_stretch) and 1 + max_stretch. draws:
     (N, 4) in [0, 1), where in their ranges the two shifts and the two stretches lie.
 
     Every box stays inside: of the shifts only those count that leave it there, and where a stretch would not, there is
-    none. Whole columns and rows are repeated or left out (nearest neighbour, as the pictures were made), since
+    none. Whole columns and rows are repeated or left out (nearest neighbour, as the images were made), since
     interpolation would change the noise. What leaves on one side re-enters on the other, background as it is. Where two
-    digits would get their centres into one cell, the picture stays as it is. Returns new tensors on the same device.
+    digits would get their centres into one cell, the image stays as it is. Returns new tensors on the same device.
     """
     task = task_of(labels)
-    rows = (cells_to_picture(labels) if task == "det" else labels).reshape(len(labels), -1, 6)  # (N, digits, 6)
+    rows = (cells_to_image(labels) if task == "det" else labels).reshape(len(labels), -1, 6)  # (N, digits, 6)
     digit, size = rows[..., 0] > 0, rows.new_tensor((WIDTH, HEIGHT))
-    centre, half = rows[..., 1:3] * size, rows[..., 3:5] * size / 2
-    corners = centre - half, centre + half  # (N, digits, 2)
+    center, half = rows[..., 1:3] * size, rows[..., 3:5] * size / 2
+    corners = center - half, center + half  # (N, digits, 2)
     lows, highs = (each.round() for each in corners)  # columns and rows that hold ink
     factor = (1 + max_stretch) ** (2 * draws[:, 2:].to(rows) - 1)
-    shown, ways = [], []
+    sources, shifts = [], []
     for axis, length in enumerate((WIDTH, HEIGHT)):
         source = _stretch(lows[..., axis], highs[..., axis], digit, factor[:, axis], length)  # (N, length)
         low = (source[:, None] < lows[..., axis, None]).sum(-1)  # (N, digits), the first that shows the digit
         high = (source[:, None] <= highs[..., axis, None]).sum(-1) - 1
-        first = (-torch.where(digit, low, length).amin(1)).clamp(-max_shift, 0)  # (N,), to the picture's edge
+        first = (-torch.where(digit, low, length).amin(1)).clamp(-max_shift, 0)  # (N,), to the image's edge
         last = (length - 1 - torch.where(digit, high, 0).amax(1)).clamp(0, max_shift)
         step = (first + (draws[:, axis].to(rows) * (last - first + 1)).floor()).clamp(-max_shift, max_shift).long()
         index = (torch.arange(length, device=step.device) - step[:, None]) % length
-        shown.append(source.gather(1, index).long() % length)  # which old column or row each new one shows
-        ways.append((low + step[:, None] - lows[..., axis], high + step[:, None] - highs[..., axis]))  # of each edge
-    low, high = (corner + torch.stack(way, -1) for corner, way in zip(corners, zip(*ways)))
+        sources.append(source.gather(1, index).long() % length)  # the old column or row that each new one shows
+        shifts.append(
+            (low + step[:, None] - lows[..., axis], high + step[:, None] - highs[..., axis])
+        )  # by how much each edge moves
+    low, high = (corner + torch.stack(shift, -1) for corner, shift in zip(corners, zip(*shifts)))
     box = torch.cat(((low + high) / 2, high - low), -1) / size.repeat(2)
     moved = rows.clone()
     moved[..., 1:5] = torch.where(digit[..., None], box, rows[..., 1:5])
-    number = torch.arange(len(pictures), device=pictures.device)[:, None, None]
-    changed = pictures[number, 0, shown[1][:, :, None], shown[0][:, None]][:, None]
+    number = torch.arange(len(images), device=images.device)[:, None, None]
+    changed = images[number, 0, sources[1][:, :, None], sources[0][:, None]][:, None]
     if task == "det":
         moved, crowded = _to_grid(moved)
         crowded = crowded[:, None, None, None]
-        changed, moved = (torch.where(crowded, pictures, changed), torch.where(crowded, labels, moved))
+        changed, moved = (torch.where(crowded, images, changed), torch.where(crowded, labels, moved))
     return changed, moved.reshape(labels.shape)
 
 
@@ -62,7 +64,7 @@ def _stretch(low: Tensor, high: Tensor, digit: Tensor, factor: Tensor, length: i
 
 
 def _to_grid(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Digits (N, 6, 6) in fractions of the picture -> grid labels (N, 2, 3, 6), and (N,) whether two share a cell.
+    """Digits (N, 6, 6) in fractions of the image -> grid labels (N, 2, 3, 6), and (N,) whether two share a cell.
 
     `labels.lists_to_grid` without its checks and without waiting for the device.
     """

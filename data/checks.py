@@ -1,6 +1,6 @@
-"""How alike made pictures and the course's own are: what is known of the course's training sets, and the same of ours.
+"""How alike generated images and the course's own are: what is known of the course's training sets, and the same of ours.
 
-The course's figures were measured on its files, or read off published pictures of them. `tolerance` is how far a
+The course's figures were measured on its files, or read off published images of them. `tolerance` is how far a
 set of the full size may be from them.
 """
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from data import Splits
-from data.labels import HEIGHT, WIDTH, cells_to_picture
+from data.labels import HEIGHT, WIDTH, cells_to_image
 
-# How far the mean accuracy of the reference's own trained networks on made pictures may be from what they have on the
+# How far the mean accuracy of the reference's own trained networks on generated images may be from what they have on the
 # course's, by the reference's own measure.
 REFERENCE_TOLERANCE = 0.006
 BRIGHT = 250  # of 255: 0.98
-FOR_NOISE = 4000  # pictures from which the background's autocorrelation is measured
+FOR_NOISE = 4000  # images from which the background's autocorrelation is measured
 
 
 class Check(NamedTuple):
@@ -32,7 +32,7 @@ COURSE = {
     "loc": {
         "mean of all pixels": (0.4171, 0.002),
         "standard deviation of all pixels": (0.2138, 0.002),
-        "box area, share of the picture": (0.0947, 0.0006),
+        "box area, share of the image": (0.0947, 0.0006),
         "box width, pixels": (14.85, 0.15),
         "box height, pixels": (18.05, 0.15),
         "boxes that reach the left edge": (0.008, 0.005),
@@ -48,7 +48,7 @@ COURSE = {
         "height of zeros, pixels": (18.10, 0.2),
         "width of ones, pixels": (9.48, 0.2),
         "height of ones, pixels": (17.62, 0.2),
-        "digits per picture": (1.2748, 0.015),
+        "digits per image": (1.2748, 0.015),
     },
 }
 # Autocorrelation of the background at so many pixels.
@@ -65,45 +65,45 @@ for _task, _values in (("loc", (0.686, 0.537, 0.361, 0.222, 0.058)), ("det", (0.
 
 def compare(splits: Splits) -> list[Check]:
     """The course's training set beside ours."""
-    pictures, labels = splits.train.pictures, splits.train.labels
-    if pictures.dtype != torch.uint8:
-        pictures = (pictures * 255).round().byte()
-    rows = labels[:, None] if splits.task == "loc" else cells_to_picture(labels).flatten(1, 2)  # (N, digits, 6)
+    images, labels = splits.train.images, splits.train.labels
+    if images.dtype != torch.uint8:
+        images = (images * 255).round().byte()
+    rows = labels[:, None] if splits.task == "loc" else cells_to_image(labels).flatten(1, 2)  # (N, digits, 6)
     digits = rows[rows[..., 0] == 1]
     size = rows.new_tensor((WIDTH, HEIGHT))
-    mean, deviation = moments(pictures)
+    mean, deviation = moments(images)
     ours = {"mean of all pixels": mean, "standard deviation of all pixels": deviation}
     if splits.task == "loc":
         width, height = (digits[:, 3:5] * size).mean(0).tolist()
         ours |= {"box width, pixels": width, "box height, pixels": height}
-        ours["box area, share of the picture"] = digits[:, 3:5].prod(1).mean().item()
+        ours["box area, share of the image"] = digits[:, 3:5].prod(1).mean().item()
         low, high = edges(digits)
         reached = torch.cat((low == 0, high == size - 1), 1).float().mean(0).tolist()
         for name, share in zip(("left", "top", "right", "bottom"), reached, strict=True):
             ours[f"boxes that reach the {name} edge"] = share
         inside = cover(rows, last=0)
-        ours["pixels in boxes at or above 0.98"] = (pictures[:, 0][inside] >= BRIGHT).float().mean().item()
+        ours["pixels in boxes at or above 0.98"] = (images[:, 0][inside] >= BRIGHT).float().mean().item()
     else:
-        for category, name in enumerate(("zeros", "ones")):
-            width, height = (digits[digits[:, 5] == category, 3:5] * size).mean(0).tolist()
+        for class_id, name in enumerate(("zeros", "ones")):
+            width, height = (digits[digits[:, 5] == class_id, 3:5] * size).mean(0).tolist()
             ours |= {f"width of {name}, pixels": width, f"height of {name}, pixels": height}
-        ours["digits per picture"] = len(digits) / len(labels)
+        ours["digits per image"] = len(digits) / len(labels)
     some = slice(FOR_NOISE)
-    correlations = autocorrelation(pictures[some, 0], ~cover(rows[some], last=1))
+    correlations = autocorrelation(images[some, 0], ~cover(rows[some], last=1))
     ours |= {_distance(px): value for px, value in zip(DISTANCES, correlations, strict=True)}
     return [Check(name, *COURSE[splits.task][name], ours[name]) for name in COURSE[splits.task]]
 
 
-def moments(pictures: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels of pictures (N, 1, 48, 60) uint8, as of [0, 1]."""
-    counts = sum(part.flatten().bincount(minlength=256) for part in pictures.split(4096)).double()
+def moments(images: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels of images (N, 1, 48, 60) uint8, as of [0, 1]."""
+    counts = sum(part.flatten().bincount(minlength=256) for part in images.split(4096)).double()
     values, shares = torch.arange(256).double() / 255, counts / counts.sum()
     mean = (shares * values).sum()
     return mean.item(), (shares * (values - mean) ** 2).sum().sqrt().item()
 
 
 def edges(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (..., 6) in fractions of the picture -> first and last column and row with ink, (..., 2) each."""
+    """Boxes (..., 6) in fractions of the image -> first and last column and row with ink, (..., 2) each."""
     size = rows.new_tensor((WIDTH, HEIGHT))
     low = ((rows[..., 1:3] - rows[..., 3:5] / 2) * size).round()
     return low, low + (rows[..., 3:5] * size).round()
@@ -121,9 +121,9 @@ def cover(rows: Tensor, last: int) -> Tensor:
     return covered
 
 
-def autocorrelation(pictures: Tensor, noise: Tensor) -> list[float]:
-    """Of those pixels of pictures (N, 48, 60) that are noise, (N, 48, 60) bool, at DISTANCES along a row."""
-    values = torch.where(noise, pictures.float() - pictures[noise].float().mean(), 0.0)
+def autocorrelation(images: Tensor, noise: Tensor) -> list[float]:
+    """Of those pixels of images (N, 48, 60) that are noise, (N, 48, 60) bool, at DISTANCES along a row."""
+    values = torch.where(noise, images.float() - images[noise].float().mean(), 0.0)
     variance = values.square().sum() / noise.sum()
     found = []
     for px in DISTANCES:

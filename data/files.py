@@ -106,13 +106,14 @@ def remove_leftovers(folder: Path, older_than: float) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
-    """Hold a lock that nobody else can hold at the same time, here or in another process; it ends with the process.
-    Yields whether there is one: some network drives have none, and a read-only folder has no file for it.
+    """Hold the lock of a file, which nobody else can hold at the same time, here or in another process; it ends with
+    the process. Yields whether there is one: some network drives have none, and a read-only folder has no room for it.
 
-    path: its file, made where there is none. patience: how many seconds to wait for who holds it. Raises InUse then.
+    path: the file; its lock, `path` with .lock behind it, lies beside it. patience: how many seconds to wait for who
+    holds it. Raises InUse then.
     """
     # A soft lock, filelock's substitute where there is no real one, would outlive a killed process.
-    held = FileLock(path, thread_local=False, fallback_to_soft=False)
+    held = FileLock(f"{path}.lock", thread_local=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=patience, poll_interval=0.1)

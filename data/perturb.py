@@ -1,8 +1,8 @@
-"""Makes 48x60 pictures and boxes out of 28x28 digits, as the course made its own: noise, one affine map per digit.
+"""Makes 48x60 images and boxes out of 28x28 digits, as the course made its own: noise, one affine map per digit.
 
-The course's recipe was read off published pictures of its files, pixel by pixel; `localization.ipynb` and
+The course's recipe was read off published images of its files, pixel by pixel; `localization.ipynb` and
 `detection.ipynb` set what is made here beside what is known of them. Everything follows from one seed: each chunk of
-pictures has its own random numbers, so that chunks can be made side by side.
+images has its own random numbers, so that chunks can be made side by side.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.labels import COLUMNS, GRID, HEIGHT, NO_DIGIT, ROWS, WIDTH, assign_cells, to_cells
 
-CHUNK = 1000  # pictures made at a time: bounds memory, and is the unit that the cores share
+CHUNK = 1000  # images made at a time: bounds memory, and is the unit that the cores share
 
 # Digit: torchvision's RandomAffine(30, translate=(1 / 3, 1 / 3), scale=(0.7, 1.2)) of the digit's middle
 MARGIN = 2  # outermost pixels of the 28x28 digit that do not count
@@ -28,11 +28,11 @@ SCALE = (0.7, 1.2)  # uniform
 SHIFT = (WIDTH / 3, HEIGHT / 3)  # pixels, uniform in +-, rounded
 
 # Sets
-EMPTY_SHARE = 1 / 11  # of localization pictures
+EMPTY_SHARE = 1 / 11  # of localization images
 USES = 3  # how often detection draws each zero and each one
-APART = 8  # pixels at least, in x or in y, between two boxes of a detection picture
-PER_PICTURE = 1.275  # digits in a detection picture, about what comes out of MNIST's
-MARGIN_OF_DIGITS = 1.15  # more of them, so that narrower ones fill as many pictures
+APART = 8  # pixels at least, in x or in y, between two boxes of a detection image
+PER_IMAGE = 1.275  # digits in a detection image, about what comes out of MNIST's
+MARGIN_OF_DIGITS = 1.15  # more of them, so that narrower ones fill as many images
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
         rows, columns = (_blur_matrix(size, sigma) for size in (HEIGHT, WIDTH)) if sigma else (None, None)
         shape = (rows.shape[1], columns.shape[1]) if sigma else (HEIGHT, WIDTH)
         white = torch.from_numpy(rng.standard_normal((count, *shape), dtype=np.float32))
-        # Noise wider than the picture, so that blurring has no border.
+        # Noise wider than the image, so that blurring has no border.
         z += math.sqrt(share) * (rows @ white @ columns.T if sigma else white)
     return z.mul_(noise.std).add_(noise.mean).clamp_(0, 1).mul_(255).round_().byte()
 
 
 def warp_digits(digits: Tensor, rng: np.random.Generator) -> Tensor:
-    """Digits (M, 28, 28) uint8 -> each turned, scaled and shifted in a black picture of its own, (M, 48, 60) uint8."""
+    """Digits (M, 28, 28) uint8 -> each turned, scaled and shifted in a black image of its own, (M, 48, 60) uint8."""
     count = len(digits)
     angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, count))
     scale = rng.uniform(*SCALE, count)
@@ -83,10 +83,10 @@ def warp_digits(digits: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def affine(digits: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """The middle of digits (M, 28, 28), laid in the middle of black pictures and mapped about the pictures' centre:
+    """The middle of digits (M, 28, 28), laid in the middle of black images and mapped about the images' centre:
     turned by angle (M,) in radians, scaled by (M,) and shifted by (M, 2) pixels. Nearest pixel, black outside.
 
-    What torchvision's `affine` does to one picture, for many.
+    What torchvision's `affine` does to one image, for many.
     """
     inner = digits[:, MARGIN:-MARGIN, MARGIN:-MARGIN]  # (M, 24, 24)
     size = inner.new_tensor(inner.shape[1:]).float()
@@ -112,10 +112,10 @@ def count_pieces(digits: Tensor) -> Tensor:
 
 
 def find_boxes(ink: Tensor) -> Tensor:
-    """(M, 48, 60) bool, where a digit has ink -> its box [x, y, w, h] in fractions of the picture, (M, 4) float64.
+    """(M, 48, 60) bool, where a digit has ink -> its box [x, y, w, h] in fractions of the image, (M, 4) float64.
 
     Its edges are the first and the last row and column with ink, so that w and h are one pixel less than the ink is
-    wide and high, and 0 for a line of one pixel. No ink at all gives a box of nothing at the picture's corner.
+    wide and high, and 0 for a line of one pixel. No ink at all gives a box of nothing at the image's corner.
     """
     edges = []
     for axis, size in ((1, WIDTH), (2, HEIGHT)):
@@ -127,8 +127,8 @@ def find_boxes(ink: Tensor) -> Tensor:
     )
 
 
-def fill_pictures(boxes: np.ndarray) -> np.ndarray:
-    """Which picture each digit goes to, (M,): boxes (M, 4) in their order, each joining the picture begun last if it
+def fill_images(boxes: np.ndarray) -> np.ndarray:
+    """Which image each digit goes to, (M,): boxes (M, 4) in their order, each joining the image begun last if it
     is at least APART pixels from every box there, and its centre in another cell however borders are read."""
     size = np.array((WIDTH, HEIGHT, WIDTH, HEIGHT))
     x, y, w, h = (np.round(boxes * size * 2).astype(int)).T  # half pixels, in which all of them are whole
@@ -136,7 +136,7 @@ def fill_pictures(boxes: np.ndarray) -> np.ndarray:
     column, row = 2 * WIDTH // COLUMNS, 2 * HEIGHT // ROWS
     cells = np.stack([(x - dx) // column + COLUMNS * ((y - dy) // row) for dx in (0, 1) for dy in (0, 1)], 1)
     owner, members = np.empty(len(boxes), dtype=np.int64), []
-    picture = -1
+    image = -1
     for number in range(len(boxes)):
         joins = bool(members) and all(
             max(left[number] - right[other], left[other] - right[number], top[number] - bottom[other],
@@ -144,51 +144,51 @@ def fill_pictures(boxes: np.ndarray) -> np.ndarray:
             for other in members
         )  # fmt: skip
         if not joins:
-            picture, members = picture + 1, []
+            image, members = image + 1, []
         members.append(number)
-        owner[number] = picture
+        owner[number] = image
     return owner
 
 
 @dataclass(frozen=True)
 class Made:
-    """A set of pictures."""
+    """A set of images."""
 
-    pictures: Tensor  # (N, 1, 48, 60) uint8
+    images: Tensor  # (N, 1, 48, 60) uint8
     labels: Tensor  # (N, 6) or (N, 2, 3, 6) float32
     visible: Tensor  # the same with the boxes around what can be seen: pixels of the digit brighter than the noise
     digits: Tensor  # (N,) or (N, 2, 3), the number of the digit, -1 where there is none
 
 
-def make_pictures(digits: Tensor, classes: Tensor, task: str, count: int, seed: list[int]) -> Made:
-    """Make a set of `count` pictures from digits (D, 28, 28) uint8 of classes (D,), reused where they are few.
+def make_images(digits: Tensor, classes: Tensor, task: str, count: int, seed: list[int]) -> Made:
+    """Make a set of `count` images from digits (D, 28, 28) uint8 of classes (D,), reused where they are few.
 
-    Detection draws each digit equally often. Where `count` pictures take about all digits three times, as the course's
-    sets do, exactly that is drawn, and there are as many pictures as come out of it, one in a hundred more or less.
+    Detection draws each digit equally often. Where `count` images take about all digits three times, as the course's
+    sets do, exactly that is drawn, and there are as many images as come out of it, one in a hundred more or less.
     """
     rng = np.random.default_rng([*seed, 0])
     used = _draw_digits(len(digits), task, count, rng)
     warped = torch.cat(_in_chunks(len(used), lambda part, rng: warp_digits(digits[used[part]], rng), [*seed, 1]))
     boxes = find_boxes(warped > 0)
     if task == "det":
-        owner = torch.from_numpy(fill_pictures(boxes.numpy()))
+        owner = torch.from_numpy(fill_images(boxes.numpy()))
         filled = int(owner[-1]) + 1
         count = filled if len(used) == USES * len(digits) else min(count, filled)
         used, warped, boxes, owner = (values[owner < count] for values in (used, warped, boxes, owner))
     else:
         owner = torch.from_numpy(rng.permutation(count)[: len(used)])
     noise = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, NOISE[task], rng), [*seed, 2])
-    pictures = torch.cat(noise)
-    visible = find_boxes(warped > pictures[owner])
-    pictures.view(count, -1).scatter_reduce_(0, owner[:, None].expand(-1, HEIGHT * WIDTH), warped.flatten(1), "amax")
+    images = torch.cat(noise)
+    visible = find_boxes(warped > images[owner])
+    images.view(count, -1).scatter_reduce_(0, owner[:, None].expand(-1, HEIGHT * WIDTH), warped.flatten(1), "amax")
     true, seen = (torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1) for box in (boxes, visible))
-    return Made(pictures[:, None], *_lay_out(task, count, owner, true, seen, used))
+    return Made(images[:, None], *_lay_out(task, count, owner, true, seen, used))
 
 
 def _lay_out(
     task: str, count: int, owner: Tensor, true: Tensor, seen: Tensor, used: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is known of digits (M, ...) in pictures (M,), as `Made` has it: labels, those of the visible ink, digits."""
+    """What is known of digits (M, ...) in images (M,), as `Made` has it: labels, those of the visible ink, digits."""
     labels, shown = (torch.tensor(NO_DIGIT, dtype=torch.float64).repeat(count, *GRID[task], 1) for _ in range(2))
     numbers, at = torch.full((count, *GRID[task]), -1), (owner,)
     if task == "det":
@@ -209,12 +209,12 @@ def _in_chunks(count: int, make: Callable[[slice, np.random.Generator], Tensor],
 
 
 def _draw_digits(pool: int, task: str, count: int, rng: np.random.Generator) -> Tensor:
-    """Which of so many digits are drawn for `count` pictures, in which order."""
+    """Which of so many digits are drawn for `count` images, in which order."""
     if task == "loc":
         needed = count - round(count * EMPTY_SHARE)
         rounds = [rng.permutation(pool) for _ in range(math.ceil(needed / pool))]
         return torch.from_numpy(np.concatenate([*rounds, np.empty(0, dtype=np.int64)])[:needed])
-    expected = count * PER_PICTURE
+    expected = count * PER_IMAGE
     if 0.9 < expected / (USES * pool) < 1.1:
         uses, different = USES, pool
     else:

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from data.files import DataError, atomic_write, load_tensors
-from data.labels import check_split, mend_labels, mend_pictures
+from data.labels import check_split, mend_labels, mend_images
 
 NAMES = ("course", "mnist", "digits")
 SPLITS = ("train", "val", "test")
 COURSE_FILES = {
-    "loc": {"pictures": "localization_{}.pt"},
-    "det": {"pictures": "detection_{}.pt", "lists": "list_y_true_{}.pt"},
+    "loc": {"images": "localization_{}.pt"},
+    "det": {"images": "detection_{}.pt", "lists": "list_y_true_{}.pt"},
 }
 # What the course's files may be made of besides tensors, under the names that several versions pickle.
 _numpy = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
@@ -39,7 +39,7 @@ NO_INTERNET_AFTER = 4.0  # seconds to wait for a word of MNIST's server before g
 
 @dataclass(frozen=True)
 class Digits:
-    """28x28 digits that pictures are made from; no digit is in both parts."""
+    """28x28 digits that images are made from; no digit is in both parts."""
 
     train: Tensor  # (N, 28, 28) uint8
     train_classes: Tensor  # (N,) int64
@@ -73,73 +73,73 @@ def any_course_files(folder: Path) -> bool:
 def load_course(
     folder: Path, task: str, split: str, log: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
-    """One of the course's splits: pictures, labels, and for "det" the lists of boxes, (k, 6) per picture.
+    """One of the course's splits: images, labels, and for "det" the lists of boxes, (k, 6) per image.
 
     Harmless oddities are mended, and `log` is told in one line per file. Raises DataError that names the file where it
     is missing, damaged, or not what `data/README.md` describes.
     """
-    path = folder / COURSE_FILES[task]["pictures"].format(split)
+    path = folder / COURSE_FILES[task]["images"].format(split)
     stored = load_tensors(path, COURSE_CLASSES)
     try:
-        pictures, labels = _as_pair(stored, path)
+        images, labels = _as_pair(stored, path)
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: expected pictures, and labels, all of one shape and of numbers: {error}") from error
+        raise DataError(f"{path}: expected images, and labels, all of one shape and of numbers: {error}") from error
     notes: list[str] = []
-    pictures = mend_pictures(pictures, str(path), notes)
+    images = mend_images(images, str(path), notes)
     labels = mend_labels(labels, task, str(path), notes)
-    check_split(pictures, labels, task, str(path))
+    check_split(images, labels, task, str(path))
     if notes:
         log(f"{path.name}: {'; '.join(notes)}")
     if "lists" not in COURSE_FILES[task]:
-        return pictures, labels, None
+        return images, labels, None
     path = folder / COURSE_FILES[task]["lists"].format(split)
     lists = load_tensors(path, COURSE_CLASSES)
     if not isinstance(lists, (list, tuple)):
         raise DataError(f"{path}: expected a list of lists of boxes, found {type(lists).__name__}")
-    if len(lists) != len(pictures):
-        raise DataError(f"{path}: {len(lists)} lists of boxes but {len(pictures)} pictures")
-    return (pictures, labels, [_as_boxes(boxes, number, path) for number, boxes in enumerate(lists)])
+    if len(lists) != len(images):
+        raise DataError(f"{path}: {len(lists)} lists of boxes but {len(images)} images")
+    return (images, labels, [_as_boxes(boxes, number, path) for number, boxes in enumerate(lists)])
 
 
 def _as_pair(stored: Any, path: Path) -> tuple[Tensor, Tensor]:
-    """Pictures and labels out of a TensorDataset, a list of pairs, or a Subset of either."""
+    """Images and labels out of a TensorDataset, a list of pairs, or a Subset of either."""
     if isinstance(stored, Subset):
-        pictures, labels = _as_pair(stored.dataset, path)
-        return pictures[stored.indices], labels[stored.indices]
+        images, labels = _as_pair(stored.dataset, path)
+        return images[stored.indices], labels[stored.indices]
     if isinstance(stored, TensorDataset):
         stored = getattr(stored, "tensors", ())
         if len(stored) != 2:
-            raise DataError(f"{path}: expected a TensorDataset of pictures and labels, found {len(stored)} tensors")
+            raise DataError(f"{path}: expected a TensorDataset of images and labels, found {len(stored)} tensors")
     if not isinstance(stored, (list, tuple)):
         raise DataError(f"{path}: expected a TensorDataset or a list of pairs, found {type(stored).__name__}")
     if not len(stored):
-        raise DataError(f"{path}: empty, expected at least one picture")
+        raise DataError(f"{path}: empty, expected at least one image")
     if len(stored) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in stored):
         return torch.as_tensor(stored[0]), torch.as_tensor(stored[1])
     for number, pair in enumerate(stored):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise DataError(f"{path}: entry {number} is not a pair (picture, label)")
-    pictures, labels = zip(*stored, strict=True)
-    return torch.stack([*map(torch.as_tensor, pictures)]), torch.stack([*map(torch.as_tensor, labels)])
+            raise DataError(f"{path}: entry {number} is not a pair (image, label)")
+    images, labels = zip(*stored, strict=True)
+    return torch.stack([*map(torch.as_tensor, images)]), torch.stack([*map(torch.as_tensor, labels)])
 
 
 def _as_boxes(boxes: Any, number: int, path: Path) -> Tensor:
-    """The boxes of one picture, (k, 6), out of a list of tensors, arrays or lists of numbers, or a tensor of them."""
+    """The boxes of one image, (k, 6), out of a list of tensors, arrays or lists of numbers, or a tensor of them."""
     try:
         entries = [torch.as_tensor(box) for box in boxes]
         found = torch.stack(entries) if entries else torch.zeros(0, 6)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: picture {number}: expected boxes of six numbers: {error}") from error
+        raise DataError(f"{path}: image {number}: expected boxes of six numbers: {error}") from error
     if found.ndim != 2 or found.shape[1] != 6:
-        raise DataError(f"{path}: picture {number}: expected boxes of six numbers, found {tuple(found.shape[1:])}")
+        raise DataError(f"{path}: image {number}: expected boxes of six numbers, found {tuple(found.shape[1:])}")
     return found if found.dtype == torch.float64 else found.float()
 
 
 def mnist_files(folder: Path) -> list[Path]:
-    """MNIST's four raw files in `folder/MNIST/raw`, whether they are there or not: training pictures and classes, test
-    pictures and classes."""
+    """MNIST's four raw files in `folder/MNIST/raw`, whether they are there or not: training images and classes, test
+    images and classes."""
     from torchvision.datasets import MNIST
 
     return [folder / "MNIST" / "raw" / Path(name).stem for name, _ in MNIST.resources]
@@ -254,7 +254,7 @@ def load_digits() -> Digits:
     # Enlarged strokes fade out softly. Stretched so, as many pixels hold ink, and full ink, as in MNIST.
     low, high = LEVELS
     large = ((large - low) / (high - low)).clamp(0, 1)
-    pictures = F.pad(large, (4, 4, 4, 4))[:, 0].mul(255).round().byte()
+    images = F.pad(large, (4, 4, 4, 4))[:, 0].mul(255).round().byte()
     classes = torch.from_numpy(digits.target).long()
     test = torch.arange(len(classes)) % 7 == 3
-    return Digits(pictures[~test], classes[~test], pictures[test], classes[test], "digits")
+    return Digits(images[~test], classes[~test], images[test], classes[test], "digits")

@@ -37,7 +37,7 @@ from scripts.run import fill_in  # noqa: E402
 
 RESULTS, PAGE = HOME / "figures" / "bench.json", HOME / "docs" / "speed.md"
 ROUNDS = 5  # measured ones, after one that warms up
-PICTURES = 640  # in an epoch of the comparison of loops
+IMAGES = 640  # in an epoch of the comparison of loops
 FEW = {"FloNet2": 128}  # 13 to 53 times the arithmetic of detection's others
 SETS = models.NETWORKS
 # What an operation's name begins with, without "aten::". SGD has no column: on a CPU its names are any addition's.
@@ -78,16 +78,16 @@ def worker(keep_memory: bool = True) -> Executor:
 
 @lru_cache(1)
 def prepare(loop: str, network: type) -> Callable[[], Any]:
-    """A function that trains one epoch and scores it on the training pictures, which are made from scikit-learn's
+    """A function that trains one epoch and scores it on the training images, which are made from scikit-learn's
     digits, since those are everywhere. loop: "ours", or "plain", as most people write it."""
-    count, device, settings = FEW.get(network.__name__, PICTURES), training.choose_device(), recipe(network)
+    count, device, settings = FEW.get(network.__name__, IMAGES), training.choose_device(), recipe(network)
     task = "loc" if network in SETS["loc"] else "det"
     train = data.load(task, "digits", sizes=(count, 1, 1), log=lambda text: None).train
-    normal = utils.Normalizer.fit(train.pictures)
+    normal = utils.Normalizer.fit(train.images)
     state = training.build(network, settings, device, count)
     if loop == "plain":
         state.model.to(memory_format=torch.contiguous_format)
-        listed = list(zip(normal(train.pictures), train.labels, strict=True))
+        listed = list(zip(normal(train.images), train.labels, strict=True))
         loader = DataLoader(listed, settings.batch_size, shuffle=True)
         return lambda: plain_epoch(state, loader, settings, device)
     there = train.to(device)
@@ -101,13 +101,13 @@ def plain_epoch(
     pass over the training set for its scores. Returns the losses."""
     model, losses = state.model, []
     model.train()
-    for pictures, labels in loader:
-        pictures, labels = pictures.to(device), labels.to(device)
+    for images, labels in loader:
+        images, labels = images.to(device), labels.to(device)
         if settings.max_shift:
-            draws = torch.rand(len(pictures), 4, device=device)
-            pictures, labels = augment.move(pictures, labels, settings.max_shift, settings.max_stretch, draws)
+            draws = torch.rand(len(images), 4, device=device)
+            images, labels = augment.move(images, labels, settings.max_shift, settings.max_stretch, draws)
         state.optimizer.zero_grad()
-        found = model(pictures)
+        found = model(images)
         found, edges = found if isinstance(found, models.Answers) else (found, None)
         loss = utils.combined_loss(found, labels, settings.box_loss, edges, settings.loss_weights).total
         loss.backward()
@@ -117,8 +117,8 @@ def plain_epoch(
         losses.append(loss.item())
     model.eval()
     with torch.no_grad():
-        for pictures, labels in DataLoader(loader.dataset, settings.batch_size):
-            utils.score(model(pictures.to(device)), labels.to(device))
+        for images, labels in DataLoader(loader.dataset, settings.batch_size):
+            utils.score(model(images.to(device)), labels.to(device))
     return losses
 
 
@@ -128,10 +128,10 @@ def epoch_seconds(loop: str, network: type) -> float:
 
 
 def operations(network: type) -> float:
-    """Floating-point operations that training needs per picture: those of convolutions and linear layers, forwards
+    """Floating-point operations that training needs per image: those of convolutions and linear layers, forwards
     and backwards."""
     with FlopCounterMode(display=False) as counter:
-        network().eval()(torch.rand(8, *models.PICTURE)).sum().backward()
+        network().eval()(torch.rand(8, *models.IMAGE)).sum().backward()
     return counter.get_total_flops() / 8
 
 
@@ -162,19 +162,19 @@ def where_time_goes(network: type) -> dict[str, float]:
 
 
 def compare_loops(network: type, processes: dict[str, Executor]) -> dict[str, Any]:
-    """Pictures per second of both loops and the machine's peak, in turns, so that its moods hit all alike."""
+    """Images per second of both loops and the machine's peak, in turns, so that its moods hit all alike."""
     ours, size = processes["ours"], 8192 if torch.cuda.is_available() else 2048
     seconds, peaks = {loop: [] for loop in processes}, []
     for _ in range(1 + ROUNDS):
         peaks.append(ours.submit(peak, size).result())
         for loop, process in processes.items():
             seconds[loop].append(process.submit(epoch_seconds, loop, network).result())
-    count = FEW.get(network.__name__, PICTURES)
+    count = FEW.get(network.__name__, IMAGES)
     rates = {loop: count / statistics.median(taken[1:]) for loop, taken in seconds.items()}
     best = statistics.median(peaks)
     return {
         "ratio": rates["ours"] / rates["plain"],
-        "pictures_per_second": rates,
+        "images_per_second": rates,
         "precision": recipe(network).precision,
         "peak_flops": best,
         "share_of_peak": rates["ours"] * ours.submit(operations, network).result() / best,
@@ -196,10 +196,10 @@ def training_table(found: dict[str, Any]) -> str:
     """What `measure_training` has found."""
     rows = []
     for name, each in found["networks"].items():
-        rates = each["pictures_per_second"]
+        rates = each["images_per_second"]
         shares = (f"{share:.0%}" for share in (each["share_of_peak"], *each["shares"].values()))
         rows.append((name, f"{each['ratio']:.2f}", round(rates["ours"]), round(rates["plain"]), *shares))
-    header = ("network", "ours / plain", "ours, pictures/s", "plain", "share of peak", *KINDS, "rest")
+    header = ("network", "ours / plain", "ours, images/s", "plain", "share of peak", *KINDS, "rest")
     best = statistics.median(each["peak_flops"] for each in found["networks"].values()) / 1e9
     said = f"Training with its scores, batches of 64, medians of {ROUNDS} rounds in turns. The peak, {best:,.0f} "
     said += f"GFLOP/s, is that of a product of {each['precision']} matrices; to the right of it stands where the time "
@@ -211,27 +211,27 @@ def training_table(found: dict[str, Any]) -> str:
 
 
 def measure_task(task: str) -> dict[str, Any]:
-    """Pictures per second: made, evaluated by the published network, and given an average precision."""
+    """Images per second: made, evaluated by the published network, and given an average precision."""
     digits, count = sources.load_digits(), data.FULL[task][2]
     usable = digits.train_classes < data.labels.CLASSES[task]
     chosen = digits.train[usable], digits.train_classes[usable], task, count, [1]
-    made = perturb.make_pictures(*chosen)
-    split = data.Split(made.pictures, made.labels)
+    made = perturb.make_images(*chosen)
+    split = data.Split(made.images, made.labels)
     trained = training.load_weights(HOME / "weights" / f"{training.NAMES[task]}.pt")
     network = trained.network.to(training.choose_device(), memory_format=torch.channels_last)
-    outputs = utils.infer(network, split.pictures, trained.normal).cpu()
+    outputs = utils.infer(network, split.images, trained.normal).cpu()
     works = {
-        "made_per_second": lambda: perturb.make_pictures(*chosen),
+        "made_per_second": lambda: perturb.make_images(*chosen),
         "evaluated_per_second": lambda: utils.evaluate(network, split, trained.normal),
     }
     if task == "det":
         works["map_per_second"] = lambda: utils.mean_average_precision(outputs, split.labels)
     rates = {name: count / statistics.median(timed(work) for _ in range(3)) for name, work in works.items()}
-    return {"pictures": count, "network": trained.name, **rates}
+    return {"images": count, "network": trained.name, **rates}
 
 
 def measure_data() -> dict[str, Any]:
-    """What making and evaluating pictures takes, for both tasks."""
+    """What making and evaluating images takes, for both tasks."""
     with worker() as process:
         return {task: process.submit(measure_task, task).result() for task in SETS}
 
@@ -242,18 +242,18 @@ def data_table(found: dict[str, Any]) -> str:
     for task, each in found.items():
         rates = [f"{each[name]:,.0f}" if name in each else "" for name in ("evaluated_per_second", "map_per_second")]
         rows.append((training.NAMES[task], round(each["made_per_second"]), each["network"], *rates))
-    return training.markdown_table(("pictures/s", "made", "network", "evaluated", "average precision"), rows)
+    return training.markdown_table(("images/s", "made", "network", "evaluated", "average precision"), rows)
 
 
 def train_for_growth(network: type, loaded: int, count: int, batch_size: int) -> dict[str, Any]:
-    """In a new process: seconds of the second epoch, validated, on `count` of the `loaded` detection pictures."""
+    """In a new process: seconds of the second epoch, validated, on `count` of the `loaded` detection images."""
     splits = data.load("det", sizes=(loaded, *data.FULL["det"][1:]), log=lambda text: None)
-    normal = utils.Normalizer.fit(splits.train.pictures)
+    normal = utils.Normalizer.fit(splits.train.images)
     splits = replace(splits, train=splits.train[:count])
     settings = replace(recipe(network), epochs=2, batch_size=batch_size)
     state = training.build(network, settings, training.choose_device(), count)
     seconds = training.train(state, splits, normal, settings)["seconds"][-1]
-    found = {"network": network.__name__, "pictures": count, "batch_size": batch_size}
+    found = {"network": network.__name__, "images": count, "batch_size": batch_size}
     return {**found, "seconds": seconds, "peak_memory": peak_memory()}
 
 
@@ -275,11 +275,11 @@ def peak_memory() -> dict[str, float]:
 
 
 def measure_growth() -> dict[str, Any]:
-    """Time and memory over the number of pictures, and over the size of a batch on an eighth of them."""
+    """Time and memory over the number of images, and over the size of a batch on an eighth of them."""
     full = data.FULL["det"][0]
-    plans = [("pictures", models.SimpleNet2, full // part, full // part, 64) for part in (8, 4, 2, 1)]
+    plans = [("images", models.SimpleNet2, full // part, full // part, 64) for part in (8, 4, 2, 1)]
     plans += [("batch_size", models.CompactNet2, full, full // 8, size) for size in (64, 256, 1024)]
-    found = {"pictures": [], "batch_size": []}
+    found = {"images": [], "batch_size": []}
     for name, *plan in plans:
         with worker() as process:  # a new one each, since a process's peak never falls
             found[name].append(process.submit(train_for_growth, *plan).result())
@@ -293,16 +293,16 @@ def growth_tables(found: dict[str, Any]) -> str:
         rows = []
         for each in measured:
             memory = (f"{size:.2f} GB{' of the GPU' * (kind == 'gpu')}" for kind, size in each["peak_memory"].items())
-            rate = round(each["pictures"] / each["seconds"])
+            rate = round(each["images"] / each["seconds"])
             rows.append((each[name], f"{each['seconds']:.1f} s", rate, ", ".join(memory)))
         header = (
             name.replace("_", " "),
             f"epoch of {each['network']}, validated",
-            "training pictures/s",
+            "training images/s",
             "peak memory",
         )
         tables.append(training.markdown_table(header, rows))
-    tables.append("Validation is part of an epoch's time, but its pictures are not counted.")
+    tables.append("Validation is part of an epoch's time, but its images are not counted.")
     return "\n\n".join(tables)
 
 
@@ -332,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in PARTS if "all" in chosen else chosen:
         title, measure, table = PARTS[part]
         print(f"\n{title}", flush=True)
-        results[part] = {"versions": training.keys.provenance(), "found": measure()}
+        results[part] = {"versions": training.provenance(), "found": measure()}
         files.save_json(RESULTS, results, indent=1)
         print(f"\n{table(results[part]['found'])}", flush=True)
     fill_in(PAGE, "speed", render(results))

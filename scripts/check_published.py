@@ -29,7 +29,7 @@ def missing(task: str) -> str | None:
     results = training.published_results(task)
     if results is None:
         return "figures/results.json holds no such run"
-    for path in (Path("histories") / f"{training.NAMES[task]}.pkl", Path("weights") / f"{training.NAMES[task]}.pt"):
+    for path in (Path("histories") / f"{training.NAMES[task]}.pkl", Path("weights") / f"{results['selected']}.pt"):
         if not path.is_file():
             return f"{path} is not there"
     if results["source"] == "mnist" and not all(path.is_file() for path in sources.mnist_files(HOME / "data")):

@@ -29,7 +29,7 @@ from data import labels, perturb  # noqa: E402
 from data.checks import REFERENCE_TOLERANCE  # noqa: E402
 from data.files import atomic_write  # noqa: E402
 from training import results as published  # noqa: E402
-from training import tables  # noqa: E402
+from training import analysis, study, tables  # noqa: E402
 
 SOURCE = HOME / "report" / "report.typ"
 TARGET = HOME / "report.pdf"
@@ -60,8 +60,8 @@ def figure_files(results: dict[str, Any], folder: Path) -> dict[str, dict[str, s
 
 def check_results(results: dict[str, Any], where: Path) -> None:
     """Raise NotReady unless both tasks' results are there, as `Lab.save` writes them."""
-    needed = ("profile", "source", "pictures", "normalization", "networks", "selected", "test")
-    needed += ("others", "unsnapped", "interval", "edges", "classes", "baselines", "checks")
+    needed = ("profile", "source", "images", "normalization", "networks", "selected", "test")
+    needed += ("others", "unrounded", "interval", "edges", "classes", "baselines", "checks")
     for task in training.NAMES:
         missing = [name for name in needed if name not in results.get(task, {})]
         if missing:
@@ -75,19 +75,19 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
     """All that the report says in numbers: the results, and the constants of the code that made them."""
     return {
         "results": results,
-        "studies": {task: training.published_studies(task) for task in training.NAMES},
+        "studies": {task: {name: training.read_rows(task, name) for name in study.PLANS} for task in training.NAMES},
         "search": {task: training.published_search(task) for task in training.NAMES},
         "trained_less": {task: tables.trained_less(task, results[task]) for task in training.NAMES},
         "published": published.PUBLISHED,
         "published_best": {
-            network.__name__: max(training.reference.published_curves(network.__name__)["val_mean"])
-            for network in (*models.REFERENCE_LOCALIZERS, *models.REFERENCE_DETECTORS)
+            network.__name__: max(published.published_curves(network.__name__)["val_mean"])
+            for networks in models.REFERENCE.values()
+            for network in networks
         },
         "recipes": {"reference": asdict(training.REFERENCE), "new": asdict(training.OWN)},
-        "loss": utils.DEFAULT_WEIGHTS._asdict(),
         "map_threshold": inspect.signature(utils.mean_average_precision).parameters["threshold"].default,
-        "poor_iou": utils.POOR_IOU,
-        "picture": {"height": labels.HEIGHT, "width": labels.WIDTH, "rows": labels.ROWS, "columns": labels.COLUMNS},
+        "poor_iou": analysis.POOR_IOU,
+        "image": {"height": labels.HEIGHT, "width": labels.WIDTH, "rows": labels.ROWS, "columns": labels.COLUMNS},
         "baselines": published.BASELINES,
         "reference_tolerance": REFERENCE_TOLERANCE,
         "digits": {
@@ -117,7 +117,7 @@ def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
         "grid": {
             "rows": made.rows,
             "columns": made.columns,
-            "depth": made.depth,
+            "depth": training.OWN.depth,
             "outputs": 5 + made.classes,
             "stages": training.layers.stage_sizes(made),
         }

@@ -2,7 +2,7 @@
 
 python scripts/run.py                 executed copies and HTML go under the runs folder
 python scripts/run.py localization    one notebook alone
-python scripts/run.py --store         the notebooks themselves get the outputs, to be published
+python scripts/run.py --store         publishes: the notebooks get the outputs, figures/ and others what comes of it
 """
 
 import argparse
@@ -128,7 +128,7 @@ def update_readme(path: Path, results: dict) -> None:
     for task, name in training.NAMES.items():
         if task in results:
             parts.append(f"**{name.capitalize()}**")
-            parts.append(tables.headline(task, results[task], training.published_studies(task)))
+            parts.append(tables.headline(task, results[task]))
             parts += ["How its networks were trained:", tables.training_table(results[task])]
     fill_in(path, "results", "\n\n".join(parts))
 
@@ -136,7 +136,7 @@ def update_readme(path: Path, results: dict) -> None:
 def main() -> int:
     """Run the notebooks; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", action="store_true", help="write the outputs into the notebooks themselves")
+    parser.add_argument("--store", action="store_true", help="publish: outputs in the notebooks, figures, histories, weights")
     parser.add_argument("notebook", nargs="?", choices=list(training.NAMES.values()), help="by default both")
     chosen = parser.parse_args()
     store, tasks = chosen.store, [task for task, name in training.NAMES.items() if chosen.notebook in (None, name)]
@@ -146,9 +146,10 @@ def main() -> int:
         training.check_runs_folder()
     except (ValueError, SaveError) as error:
         parser.error(str(error))
-    if store and not profile.submission:  # its figures, weights and histories go elsewhere
-        submissions = [name for name, each in training.PROFILES.items() if each.submission]
-        parser.error(f"--store: expected PROFILE to be one of {', '.join(submissions)}, found {profile.name}")
+    if store and not profile.publishable:
+        allowed = [name for name, each in training.PROFILES.items() if each.publishable]
+        parser.error(f"--store: expected PROFILE to be one of {', '.join(allowed)}, found {profile.name}")
+    os.environ["STORE"] = "yes" if store else ""  # for the notebooks' kernels, see `Profile.outcome_folder`
     folder = training.runs_folder() / profile.name
     print(f"profile {profile.name}: {profile.about}", flush=True)
     copies = []
@@ -165,7 +166,7 @@ def main() -> int:
     figures = profile.outcome_folder("figures")
     results = load_json(figures / "results.json")
     for task in tasks:
-        print(f"\n{task}\n{tables.results_table(task, results[task], training.published_studies(task))}")
+        print(f"\n{task}\n{tables.results_table(task, results[task])}")
     if store:
         update_readme(HOME / "README.md", results)
     print("\nExecuted notebooks, also as HTML:", *copies, sep="\n  ")

@@ -27,21 +27,21 @@ from data import files  # noqa: E402
 from training import search  # noqa: E402
 
 RESULTS = HOME / "figures" / "search.json"
-PICTURES, EPOCHS, TRIALS = 12_000, 10, 20  # enough to rank recipes, and an hour or so of two cores for each task
+IMAGES, EPOCHS, TRIALS = 12_000, 10, 20  # enough to rank recipes, and an hour or so of two cores for each task
 
 
-def take_part(task: str, trials: int, pictures: int = PICTURES, epochs: int = EPOCHS) -> None:
+def take_part(task: str, trials: int, images: int = IMAGES, epochs: int = EPOCHS) -> None:
     """Work on a task's study until it is finished, and write it down."""
     splits = data.load(task)
-    normal = utils.Normalizer.fit(splits.train.pictures)
-    splits = replace(splits, train=splits.train[:pictures])
-    study = search.open_study(f"{training.NAMES[task]} {pictures} {epochs}", search.database())
+    normal = utils.Normalizer.fit(splits.train.images)
+    splits = replace(splits, train=splits.train[:images])
+    study = search.open_study(f"{training.NAMES[task]} {images} {epochs}", search.database())
     network, own = models.NETWORKS[task][-1], replace(training.OWN, epochs=epochs)
     lock = training.runs_folder() / "search.lock"  # others may be beginning or writing as well
     with files.lock(lock, 60):
         study.enqueue_trial(search.by_hand(network, own), skip_if_exists=True)  # to be compared with the others
     search.search(study, trials, search.propose_own(network, own), splits, normal)
-    found = {"pictures": len(splits.train), "epochs": epochs, **search.export(study)}
+    found = {"images": len(splits.train), "epochs": epochs, **search.export(study)}
     with files.lock(lock, 60):
         files.save_json(RESULTS, {**files.load_json(RESULTS), task: found}, indent=1)
 

@@ -28,7 +28,7 @@ def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     sizes = {"loc": (72, 40, 8), "det": (40, 24, 8)}
     splits = {task: data.load(task, "digits", sizes[task], folder, log=lambda text: None) for task in sizes}
-    return {task: (each, utils.Normalizer.fit(each.train.pictures)) for task, each in splits.items()}
+    return {task: (each, utils.Normalizer.fit(each.train.images)) for task, each in splits.items()}
 
 
 @pytest.fixture(scope="session")

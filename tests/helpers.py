@@ -28,8 +28,8 @@ class Tiny(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))
 
-    def forward(self, pictures):
-        return self.layers(pictures)
+    def forward(self, images):
+        return self.layers(images)
 
 
 class Tiny2(nn.Module):
@@ -40,8 +40,8 @@ class Tiny2(nn.Module):
         self.layers = nn.Sequential(nn.AvgPool2d(8), nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
         self.last = nn.Conv2d(4, 6, 3, padding=1)
 
-    def forward(self, pictures):
-        return self.last(self.layers(pictures))
+    def forward(self, images):
+        return self.last(self.layers(images))
 
 
 TINY = {"loc": Tiny, "det": Tiny2}
@@ -105,7 +105,7 @@ def assert_same_run(run, other):
 def fit_stored(stored, runs, hooks=None):
     """The run of the processes that get killed, of splits that lie in a file."""
     splits = data.Splits(*(data.Split(*part) for part in load_tensors(stored)), "digits")
-    sets = {"loc": (splits, utils.Normalizer.fit(splits.train.pictures))}
+    sets = {"loc": (splits, utils.Normalizer.fit(splits.train.images))}
     return fit(sets, runs, "loc", LONG, models.SimpleNet, hooks)
 
 

@@ -10,7 +10,7 @@ from data import Split, labels
 from training import baselines
 from training.baselines import BrightPatches
 
-PATCHES = BrightPatches(threshold=250, least=10, grow=0, category=7)
+PATCHES = BrightPatches(threshold=250, least=10, grow=0, class_id=7)
 both_tasks = pytest.mark.parametrize("task", ["loc", "det"])
 
 
@@ -21,8 +21,8 @@ def black(task):
 @pytest.mark.parametrize("grow", [0, 1])
 def test_the_largest_bright_patch_is_the_digit(grow):
     split = black("loc")
-    split.pictures[0, 0, 10:20, 20:36] = split.pictures[0, 0, 30:34, 50:55] = 1.0
-    split.pictures[0, 0, :5, :50] = 0.9  # larger, but not bright enough
+    split.images[0, 0, 10:20, 20:36] = split.images[0, 0, 30:34, 50:55] = 1.0
+    split.images[0, 0, :5, :50] = 0.9  # larger, but not bright enough
     found = replace(PATCHES, grow=grow).outputs(split)[0]
     assert (found[0] > 0, found[5:].argmax()) == (True, 7)
     assert found[1:5].tolist() == pytest.approx([27.5 / 60, 14.5 / 48, (15 + 2 * grow) / 60, (9 + 2 * grow) / 48])
@@ -30,9 +30,9 @@ def test_the_largest_bright_patch_is_the_digit(grow):
 
 def test_in_detection_a_ring_is_a_0_a_bar_a_1_and_a_speck_nothing():
     split = black("det")
-    picture = split.pictures[0, 0]
-    picture[5:15, 5:15] = picture[30:44, 48:51] = picture[4:7, 30:33] = 1.0
-    picture[8:12, 8:12] = 0.0
+    image = split.images[0, 0]
+    image[5:15, 5:15] = image[30:44, 48:51] = image[4:7, 30:33] = 1.0
+    image[8:12, 8:12] = 0.0
     found = PATCHES.outputs(split)[0]
     assert (found[0] > 0).nonzero().tolist() == [[0, 0], [1, 2]]
     assert (found[5, 0, 0] < 0, found[5, 1, 2] > 0) == (True, True)

@@ -20,13 +20,13 @@ from scripts import bench
 def test_the_plain_loop_trains_the_same(task, network, tmp_path):
     train, cpu = data.load(task, "digits", sizes=(48, 1, 1), folder=tmp_path).train, torch.device("cpu")
     normal, settings = (
-        utils.Normalizer.fit(train.pictures),
+        utils.Normalizer.fit(train.images),
         training.Settings(batch_size=8, momentum=0.9, precision="float32"),
     )
     ours, theirs = (training.build(network, settings, cpu) for _ in range(2))
     training.train_epoch(ours, train, normal, settings, lambda state, step: None)
     order = torch.randperm(48, generator=torch.Generator().manual_seed(settings.seed * 100_003 + 1)).tolist()
-    loader = DataLoader(list(zip(normal(train.pictures), train.labels)), 8, sampler=order)
+    loader = DataLoader(list(zip(normal(train.images), train.labels)), 8, sampler=order)
     losses = bench.plain_epoch(theirs, loader, settings, cpu)
     torch.testing.assert_close(ours.model.state_dict(), theirs.model.state_dict(), rtol=1e-4, atol=1e-4)
     assert losses[0] != pytest.approx(losses[-1], rel=1e-2)  # they have learnt something
@@ -35,7 +35,7 @@ def test_the_plain_loop_trains_the_same(task, network, tmp_path):
 def test_operations_are_two_per_weight_and_place_forwards_and_twice_that_backwards():
     layers = [layer for layer in training.list_layers(models.SimpleNet()) if layer.parameters]
     products = [(each.parameters - each.size[0]) * torch.Size(each.size[1:]).numel() for each in layers]
-    assert bench.operations(models.SimpleNet) == 6 * sum(products) - 2 * products[0]  # pictures have no gradient
+    assert bench.operations(models.SimpleNet) == 6 * sum(products) - 2 * products[0]  # images have no gradient
 
 
 @pytest.mark.parametrize("part", bench.PARTS)
@@ -43,7 +43,7 @@ def test_a_part_is_measured_and_the_others_stay(part, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_SOURCE", "digits")
     monkeypatch.setattr(data, "FULL", {"loc": (64, 8, 8), "det": (64, 8, 8)})
     monkeypatch.setattr(data, "load", functools.partial(data.load, folder=tmp_path))
-    changed = {"PICTURES": 16, "ROUNDS": 1, "SETS": {"loc": (models.SimpleNet,), "det": (models.CompactNet2,)}}
+    changed = {"IMAGES": 16, "ROUNDS": 1, "SETS": {"loc": (models.SimpleNet,), "det": (models.CompactNet2,)}}
     changed |= {"worker": lambda **_: ThreadPoolExecutor(1), "peak": lambda size, peak=bench.peak: peak(64)}
     changed |= {name: shutil.copy(getattr(bench, name), tmp_path / name) for name in ("RESULTS", "PAGE")}
     for name, value in changed.items():

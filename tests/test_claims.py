@@ -57,7 +57,7 @@ def ahead(task, own):
 
 
 def digits(task):
-    """The selected network's scores on the test pictures, class by class."""
+    """The selected network's scores on the test images, class by class."""
     return [row for row in found(task)["classes"][found(task)["selected"]] if row["class"] != "none"]
 
 
@@ -73,9 +73,9 @@ LOCALIZERS, THREE = ("SkreNet", "FloNet", "SimpleNet"), ("SkreNet2", "SimpleNet2
 SGD, CONSTANT = "SGD, as the reference's, for AdamW", "a constant learning rate"
 HALF, WORTHLESS = (
     "40 channels for 80",
-    {"no weight decay", "no stretched pictures", "no smoothed class labels", "squared errors for L1 and GIoU"},
+    {"no weight decay", "no stretched images", "no smoothed class labels", "squared errors for L1 and GIoU"},
 )
-NO_EDGES, NOT_CLAIMED = "no cross-entropy of edges", "presence wherever the centre lies"
+NO_EDGES, NOT_CLAIMED = "no cross-entropy of edges", "confidence wherever the centre lies"
 
 
 def rows(task, study, name, network=None):
@@ -173,7 +173,7 @@ def near(value, said, digits=2):
 
 
 def overtaken(run):
-    """The epoch from which on the box loss is above the class loss on training pictures."""
+    """The epoch from which on the box loss is above the class loss on training images."""
     above = [box > name for box, name in zip(run["train_loss_box"], run["train_loss_class"], strict=True)]
     return len(above) - above[::-1].index(False) + 1
 
@@ -229,10 +229,10 @@ CLAIMS = [
     ("loc", "has risen since epoch 13 and 14", (ends("loc", "SkreNet")["lowest"], ends("loc", "FloNet")["lowest"]) == (13, 14)),
     ("loc", "by a sixth and by a third", near(ends("loc", "SkreNet")["val"], 1.17) and near(ends("loc", "FloNet")["val"], 1.31)),
     ("loc", "IoU is no more than 0.77 and 0.69", near(fit("loc", "SkreNet", "fit"), 0.77) and near(fit("loc", "FloNet", "fit"), 0.69)),
-    ("loc", "on validation pictures 0.73 and 0.68", near(fit("loc", "SkreNet", "val"), 0.73) and near(fit("loc", "FloNet", "val"), 0.68)),
+    ("loc", "on validation images 0.73 and 0.68", near(fit("loc", "SkreNet", "val"), 0.73) and near(fit("loc", "FloNet", "val"), 0.68)),
     ("loc", "a hundredth or two of the class loss", all(
         0.01 < run["train_loss_box"][4] / run["train_loss_class"][4] < 0.025 for run in (skre, flo))),
-    ("loc", "SkreNet's IoU on training pictures falls from 0.48 to 0.36",
+    ("loc", "SkreNet's IoU on training images falls from 0.48 to 0.36",
         near(max(skre["train_iou"][:5]), 0.48) and near(min(skre["train_iou"][5:]), 0.36)),
     ("loc", "from epoch 13 on (FloNet: 18) the box loss is the larger of the two", (overtaken(skre), overtaken(flo)) == (13, 18)),
     ("loc", "It rises again when nearly all names are known", skre["train_iou"].index(min(skre["train_iou"][5:])) == 9 and skre["train_digit_accuracy"][9] > 0.98),
@@ -243,16 +243,16 @@ CLAIMS = [
     ("loc", "the box loss rises fivefold", 4.5 < simple["train_loss_box"][9] / simple["train_loss_box"][2] < 5.5),
     ("loc", "IoU comes down from 0.38 to 0.18", near(simple["train_iou"][2], 0.38) and near(simple["train_iou"][9], 0.18)),
     ("loc", "in the eleventh the loss is no longer a number", len(simple["val_loss"]) == 10),
-    ("loc", "presence stays near 0.05 on validation pictures", near(history("loc", "CompactNet")["val_loss_pc"][-1], 0.05)),
+    ("loc", "confidence stays near 0.05 on validation images", near(history("loc", "CompactNet")["val_loss_pc"][-1], 0.05)),
     ("loc", "names 0.5 % of its training digits wrongly", wrong("loc", "CompactNet", "fit") == 0.5),
     ("loc", "and 1.5 % of the validation digits", wrong("loc", "CompactNet", "val") == 1.5),
-    ("loc", "0.926 on training and 0.922 on validation pictures",
+    ("loc", "0.926 on training and 0.922 on validation images",
         near(fit("loc", "CompactNet", "fit"), 0.926, 3) and near(fit("loc", "CompactNet", "val"), 0.922, 3)),
     ("loc", "both are lowest in the last epoch", ends("loc", "CompactNet")["lowest"] == 40 and min(history("loc", "CompactNet")["train_loss"]) == history("loc", "CompactNet")["train_loss"][-1]),
     ("loc", "by 17 % in the last epoch of one run, and stays at 0.22 to 0.23 on average, where with the schedule it comes down to 0.17", round(max(row["curves"]["val_loss"][-1] / row["curves"]["val_loss"][-2]
         for row in rows("loc", "full_length", CONSTANT)), 2) == 1.17 and all(0.215 < statistics.mean(row["curves"]["val_loss"][begin : begin + 10]) < 0.235 for row in rows("loc", "full_length", CONSTANT) for begin in (20, 30))
         and all(near(row["curves"]["val_loss"][-1], 0.17) for row in training.published_studies("loc")["seeds"])),
-    ("loc", "training loss falls by a third, validation loss trebles, and in the end accuracy is 0.92 on training and 0.64 on validation pictures", near(ends("loc", "SimpleNet")["train"], 0.63)
+    ("loc", "training loss falls by a third, validation loss trebles, and in the end accuracy is 0.92 on training and 0.64 on validation images", near(ends("loc", "SimpleNet")["train"], 0.63)
         and near(ends("loc", "SimpleNet")["val"], 2.96) and near(simple["train_accuracy"][9], 0.92) and near(simple["val_accuracy"][9], 0.64)),
     ("loc", "in epoch 5, it underfits: a fifth of its training digits are named wrongly, and their IoU is 0.37", simple["val_mean"].index(max(simple["val_mean"])) == 4
         and wrong("loc", "SimpleNet", "fit") == 20.8 and near(fit("loc", "SimpleNet", "fit"), 0.37)),
@@ -273,7 +273,7 @@ CLAIMS = [
     ("loc", "a third more weights than FloNet, a twenty-sixth of SkreNet's", near(
         weights("CompactNet") / weights("FloNet"), 1.4, 1) and round(weights("SkreNet") / weights("CompactNet")) == 26),
     ("loc", "finds all but two of the 10,000 digits, and no digit in any of the 1,000 empty",
-        "missed digits: 2 of 10,000; false alarms: 0 of 1,000" in PRINTED["loc"]),
+        "missed digits: 2 of 10,000; false positives: 0 of 1,000" in PRINTED["loc"]),
     ("loc", "the name, of 1.7 % of the digits", near(100 * (1 - found("loc")["test"]["digit_accuracy"]), 1.7, 1)),
     ("loc", "Its boxes are better than those around the visible ink",
         found("loc")["test"]["iou"] > found("loc")["baselines"]["visible"]["iou"]),
@@ -282,7 +282,7 @@ CLAIMS = [
     ("loc", "Ones have the poorest boxes", min(digits("loc"), key=lambda row: row["iou"])["class"] == "1"),
     ("loc", "5 and 9 are the digits most often named wrongly, 3 % of either", sorted(
         (row["accuracy"], row["class"]) for row in digits("loc"))[:2] == [(pytest.approx(0.97, abs=0.004), each) for each in "59"]),
-    ("loc", "Three seeds lie within 0.0011 of each other on validation pictures, less than another choice of test pictures would change",
+    ("loc", "Three seeds lie within 0.0011 of each other on validation images, less than another choice of test images would change",
         apart("loc") < 0.0011 < interval("loc")),
     ("loc", "a mean of 0.830 against 0.827", near(found("loc")["others"]["SkreNet"]["mean"], 0.830, 3)
         and near(training.results.PUBLISHED["loc"][0][3], 0.827, 3)),
@@ -305,13 +305,13 @@ CLAIMS = [
         < found("loc")["baselines"]["visible"]["iou"] < found("loc")["test"]["iou"]),
     ("loc", "better than either by more than 0.12",
         found("loc")["test"]["mean"] - max(found("loc")["others"][name]["mean"] for name in ("SkreNet", "FloNet")) > 0.12),
-    ("loc", "has an IoU of 0.91 on the test pictures", near(found("loc")["baselines"]["visible"]["iou"], 0.91)),
+    ("loc", "has an IoU of 0.91 on the test images", near(found("loc")["baselines"]["visible"]["iou"], 0.91)),
     ("loc", "0.84 where they find one", near(found("loc")["baselines"]["bright"]["iou"], 0.84)),
     ("loc", "with SGD the mean is 0.023 lower, with a constant learning rate 0.014, with half of the channels 0.006", [
         round(-change("loc", name), 3) for name in (SGD, CONSTANT, HALF)] == [0.023, 0.014, 0.006]),
     ("loc", "are worth 0.002 to 0.004 each", all(0.002 < -change("loc", name) < 0.0043 for name in (
-        NO_EDGES, "no shifted pictures", "squared errors for L1 and GIoU", "no smoothed class labels", "2 convolutions at each size for 3"))),
-    ("loc", "Weight decay and stretching bring nothing: their rows overlap with the first", not_clear("loc") == {"no weight decay", "no stretched pictures"}),
+        NO_EDGES, "no shifted images", "squared errors for L1 and GIoU", "no smoothed class labels", "2 convolutions at each size for 3"))),
+    ("loc", "Weight decay and stretching bring nothing: their rows overlap with the first", not_clear("loc") == {"no weight decay", "no stretched images"}),
     ("loc", "The schedule is still worth 0.010, AdamW 0.006, a quarter of what it is in short runs; that holds for every seed", all(
         near(at_length("loc", name), worth, 3) and clear("loc", name, "full_length") and len(rows("loc", "full_length", name)) == 3 for name, worth in ((SGD, 0.006), (CONSTANT, 0.010)))
         and near(-at_length("loc", SGD) / change("loc", SGD), 0.27)),
@@ -321,7 +321,7 @@ CLAIMS = [
         recipe("loc", name, "the reference's recipe") for name in ("SkreNet", "FloNet", "SimpleNet")) < 0.45),
     ("loc", "FloNet comes to 0.880 and SkreNet to 0.866",
         (round(recipe("loc", "SkreNet"), 3), round(recipe("loc", "FloNet"), 3)) == (0.866, 0.880)),
-    ("loc", "ten times as many pictures in 60 epochs (0.815 and 0.828",
+    ("loc", "ten times as many images in 60 epochs (0.815 and 0.828",
         near(fit("loc", "SkreNet", "val", "mean"), 0.828, 3) and near(fit("loc", "FloNet", "val", "mean"), 0.815, 3)),
     ("loc", "CompactNet comes to 0.847 with the reference's recipe", near(recipe("loc", "CompactNet", "the reference's recipe"), 0.847, 3)),
     ("loc", "and to 0.928 with both", near(recipe("loc", "CompactNet"), 0.928, 3)),
@@ -356,7 +356,7 @@ CLAIMS = [
     ("det", "in epochs 29 and 33, its training loss jumps to four and three times what it was", [
         (epoch, round(now / before)) for epoch, (before, now) in enumerate(zip(flo2["train_loss"][9:], flo2["train_loss"][10:]), 11)
         if now > 1.5 * before] == [(29, 4), (33, 3)]),
-    ("det", "IoU on training pictures falls from 0.63 to 0.51, and has only just come back by the end",
+    ("det", "IoU on training images falls from 0.63 to 0.51, and has only just come back by the end",
         near(flo2["train_iou"][27], 0.63) and near(min(flo2["train_iou"][28:]), 0.51) and max(flo2["train_iou"][33:57]) < flo2["train_iou"][27] < flo2["train_iou"][59]),
     ("det", "its best epoch, 24, lies before the jumps", found("det")["networks"]["FloNet2"]["best_epoch"] == 24),
     ("det", "come out at 0.837 and 0.802 where 0.830 and 0.790 were published", [
@@ -366,14 +366,14 @@ CLAIMS = [
         abs(mean_of(rows("det", "reproduction", name), "mean") - fit("det", name, "val", "mean")) < 0.007 for name in THREE[:2])),
     ("det", "with a ninth of the published training loss", 1 / 9.5 < loss_again("FloNet2") < 1 / 8.5),
     ("det", "FloNet2 is the exception, 0.798 instead of 0.634", (round(reproduced("FloNet2"), 3), round(published("FloNet2"), 3)) == (0.798, 0.634)),
-    ("det", "with our recipe it comes to 0.907 on few pictures", near(recipe("det", "FloNet2"), 0.907, 3)),
+    ("det", "with our recipe it comes to 0.907 on few images", near(recipe("det", "FloNet2"), 0.907, 3)),
     ("det", "no digit that is found counts as right, and the mean is 0.048 lower", near(
         TEN["curves"]["val_reference_mean"][TEN["best_epoch"] - 1] - TEN["examined"]["reference mean, ten channels"], 0.048, 3)),
     ("det", "the published curves have them in epochs 26 and 43", jumps(training.reference.published_curves("FloNet2")["train_loss"]) == [26, 43]),
-    ("det", "our run of shuffled pictures in 29 and 33", jumps(flo2["train_loss"]) == [29, 33]),
+    ("det", "our run of shuffled images in 29 and 33", jumps(flo2["train_loss"]) == [29, 33]),
     ("det", "on top of ten channels, where the mean is 0.006 lower by the reference's measure", near(rows("det", "failure", "ten channels, shuffled")[0]["curves"]["val_reference_mean"][
         rows("det", "failure", "ten channels, shuffled")[0]["best_epoch"] - 1] - TEN["curves"]["val_reference_mean"][TEN["best_epoch"] - 1], 0.006, 3)),
-    ("det", "the published mean was no higher than 0.634. Ours, of unshuffled pictures and read over ten channels, comes to 0.712 in epoch 13", TEN["best_epoch"] == 13 and near(
+    ("det", "the published mean was no higher than 0.634. Ours, of unshuffled images and read over ten channels, comes to 0.712 in epoch 13", TEN["best_epoch"] == 13 and near(
         max(training.reference.published_curves("FloNet2")["val_mean"][:25]), 0.634, 3) and near(
         TEN["examined"]["reference mean, ten channels"], 0.712, 3)),
     ("det", "the published training loss is the same then, 0.054, but the mean 0.600", near(TEN["curves"]["train_loss"][12], 0.054, 3) and [round(
@@ -383,7 +383,7 @@ CLAIMS = [
     ("det", "an IoU of 0.931 against 0.922",
         near(fit("det", "CompactNet2", "fit"), 0.931, 3) and near(fit("det", "CompactNet2", "val"), 0.922, 3)),
     ("det", "cost most, 0.008 and 0.006 of the mean", (round(-change("det", SGD), 3), round(-change("det", CONSTANT), 3)) == (0.008, 0.006)),
-    ("det", "pictures that are not moved, 0.003 and 0.002", (round(-change("det", NO_EDGES), 3), round(-change("det", "no shifted pictures"), 3)) == (0.003, 0.002)),
+    ("det", "images that are not moved, 0.003 and 0.002", (round(-change("det", NO_EDGES), 3), round(-change("det", "no shifted images"), 3)) == (0.003, 0.002)),
     ("det", "are worth 0.001; without the latter 65 digits are missed instead of 38", all(
         near(change("det", name), -0.001, 3) for name in ("2 convolutions at each size for 3", NOT_CLAIMED))
         and (round(missed(NOT_CLAIMED)), round(missed("the whole recipe"))) == (65, 38)),
@@ -391,14 +391,14 @@ CLAIMS = [
         and not_clear("det") == {HALF, *WORTHLESS}),
     ("det", "what they bring here, if anything, is less than what another seed changes", max(abs(change("det", name)) for name in WORTHLESS)
         < min(max(means("det", "ingredients", name)) - min(means("det", "ingredients", name)) for name in WORTHLESS)),
-    ("det", "is worth 0.020 of mAP, the presence that asks for the centre 0.003",
+    ("det", "is worth 0.020 of mAP, the confidence that asks for the centre 0.003",
         near(precision() - precision("map, unranked"), 0.020, 3) and near(precision() - precision(name=NOT_CLAIMED), 0.003, 3)),
     ("det", "changes mAP@.50 by less than 0.001 and costs 0.002 to 0.003", all(
         abs(precision("map, NMS", name, "map50") - precision("map", name, "map50")) < 0.001
         and 0.002 < precision("map", name) - precision("map, NMS", name) < 0.0035 for name in ("the whole recipe", NOT_CLAIMED))),
     ("det", "The recipe is worth 0.13 to 0.17 to each of the reference's networks", all(
         0.125 < recipe("det", name) - recipe("det", name, "the reference's recipe") < 0.175 for name in THREE)),
-    ("det", "come to 0.936 and 0.912 on 6,000 pictures", (
+    ("det", "come to 0.936 and 0.912 on 6,000 images", (
         round(recipe("det", "SkreNet2"), 3), round(recipe("det", "SimpleNet2"), 3)) == (0.936, 0.912)),
     ("det", "(0.888 and 0.858", near(fit("det", "SkreNet2", "val", "mean"), 0.888, 3) and near(fit("det", "SimpleNet2", "val", "mean"), 0.858, 3)),
     ("det", "comes to 0.920 with the reference's recipe (but for the cross-entropy of its edges), where the others have 0.78 and less. Both together make 0.953", near(recipe("det", "CompactNet2", "the reference's recipe"), 0.920, 3) and near(recipe("det", "CompactNet2"), 0.953, 3)
@@ -413,7 +413,7 @@ CLAIMS = [
         (round(trial["ahead"], 3), len(trial["epochs"])) for trial in trials("det"))[:2] == [(-0.012, 2), (-0.010, 3)]),
     ("det", "the autocorrelation of the background, by 0.006 to 0.015", [round(end(
         check["course"] - check["ours"] for check in found("det")["checks"] if "autocorrelation" in check["name"]), 4) for end in (min, max)] == [0.0055, 0.0150]),
-    ("det", "ten channels cost 0.013 where pictures are shuffled and 0.001 where they are not (0.810 is section 8's best in its first 20 epochs)", [
+    ("det", "ten channels cost 0.013 where images are shuffled and 0.001 where they are not (0.810 is section 8's best in its first 20 epochs)", [
         round(best - rows("det", "failure", f"ten channels, {order}")[0]["val"]["mean"], 3) for best, order in (
             (rows("det", "failure", "six channels, shuffled")[0]["val"]["mean"], "shuffled"), (FIRST_20, "unshuffled"))] == [0.013, 0.001] and near(FIRST_20, 0.810, 3)),
     ("det", "of the 6,345 test digits two are taken for the other", "wrong class       2 cells" in PRINTED["det"] and sum(row["count"] for row in digits("det")) == 6345),
@@ -433,9 +433,9 @@ CLAIMS = [
         and len(SEARCHED) == 4 and max(SEARCHED) < min(SEEDS["loc"])),
     ("loc", "They name 1.9 to 2.2 % of the validation digits wrongly, where ours names 1.5 to 1.7 %", [[round(100 * (1 - end(row["val"]["digit_accuracy"] for row in each)), 1) for end in (max, min)]
         for each in (searched("loc"), training.published_studies("loc")["seeds"])] == [[1.9, 2.2], [1.5, 1.7]]),
-    ("loc", "They move pictures by no more than four pixels and hardly stretch them", all(
+    ("loc", "They move images by no more than four pixels and hardly stretch them", all(
         row["settings"]["max_shift"] == 4 and row["settings"]["max_stretch"] < 0.06 for row in searched("loc"))),
-    ("loc", "which moves pictures by up to sixteen pixels, is ahead at full length, by 0.0007", near(at_length("det", FOUND), -0.0007, 4)),
+    ("loc", "which moves images by up to sixteen pixels, is ahead at full length, by 0.0007", near(at_length("det", FOUND), -0.0007, 4)),
     ("det", "After one epoch CompactNet2 is already better than any other network at its best", ahead("det", "CompactNet2")),
     ("det", "with an IoU of 0.79, 0.73 and 0.68 against 0.92", [round(fit("det", name, "val"), 2) for name in (
         "SkreNet2", "SimpleNet2", "FloNet2", "CompactNet2")] == [0.79, 0.73, 0.68, 0.92]),
@@ -456,7 +456,7 @@ CLAIMS = [
     ("det", "Three edges in four are right to the pixel", round(found("det")["edges"][4][1], 2) in (0.75, 0.76)),
     ("det", "Left and right edges are a little worse than top and bottom",
         max(found("det")["edges"][each][1] for each in (0, 2)) < min(found("det")["edges"][each][1] for each in (1, 3))),
-    ("det", "Of the 63 missed digits 60 have their centre within two pixels of a border, of the 140 false alarms 136, and none of either is further than four", [
+    ("det", "Of the 63 missed digits 60 have their centre within two pixels of a border, of the 140 false positives 136, and none of either is further than four", [
         [sum(row[column] for row in found("det")["borders"][:most]) for most in (5, 3, 4)] for column in (2, 5)] == [[63, 60, 63], [140, 136, 140]]),
     ("det", "The 192 digits in several pieces, 3 % of all, have 14 of the 16 boxes with an IoU below one half and 61 of the 72 edges that are off by three pixels or more, each of the 61 too far in", pieces("det") == [
         (192, 6345), (14, 16), (61, 72), (61, 69)]),

@@ -55,7 +55,7 @@ STAND_INS = {
                 return {"ipynb": {"metadata": json.loads(os.environ["METADATA"])}}
     """,
 }
-# What costs time and is tried elsewhere: saving pictures, learning a batch by heart, comparing recipes.
+# What costs time and is tried elsewhere: saving images, learning a batch by heart, comparing recipes.
 SHORTER = """
 import utils
 training.Lab.save_figure = lambda lab, figure, name: utils.plt.close(figure)

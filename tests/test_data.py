@@ -1,4 +1,4 @@
-"""Pictures and labels: made ones, the course's files, the sources of digits; what they must be and what is refused."""
+"""Images and labels: made ones, the course's files, the sources of digits; what they must be and what is refused."""
 
 import os
 import pickle
@@ -40,7 +40,7 @@ def load(task, folder, source="digits", sizes=(60, 20, 20)):
 
 
 def edges_of(split):
-    """Per picture (k, 4), the first and last column and row of its boxes: left, top, right and bottom."""
+    """Per image (k, 4), the first and last column and row of its boxes: left, top, right and bottom."""
     lists = split.lists or [row[None][row[None, 0] == 1] for row in split.labels]
     boxes = [digits[:, 1:5].double() * torch.tensor((60, 48, 60, 48)) for digits in lists]
     return [torch.cat((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2), 1) for box in boxes]
@@ -66,8 +66,8 @@ def made(request, tmp_path_factory):
 def test_made_sets_are_valid_and_share_no_digit(made):
     pool = sources.load_digits()
     for split, classes in zip(three(made), (pool.train_classes, pool.train_classes, pool.test_classes), strict=True):
-        labels.check_split(split.pictures, split.labels, made.task, "made")
-        assert split.pictures.dtype == torch.uint8
+        labels.check_split(split.images, split.labels, made.task, "made")
+        assert split.images.dtype == torch.uint8
         assert made.task == "loc" or labels.same_digits(labels.lists_to_grid(split.lists), split.labels)
         present = split.labels[..., 0] == 1
         assert torch.equal(split.digits >= 0, present)
@@ -94,12 +94,12 @@ def test_made_boxes_are_tight_around_the_ink(task, tmp_path, monkeypatch):
     """And there is no ink outside. On a black background, where all that is not black is a digit."""
     monkeypatch.setattr(perturb, "make_noise", lambda count, *more: torch.zeros(count, 48, 60, dtype=torch.uint8))
     split = load(task, tmp_path, sizes=(200, 1, 1)).train
-    for picture, boxes in zip(split.pictures[:, 0] > 0, edges_of(split), strict=True):
+    for image, boxes in zip(split.images[:, 0] > 0, edges_of(split), strict=True):
         for left, top, right, bottom in boxes.round().int().tolist():
-            inside = picture[top : bottom + 1, left : right + 1]
+            inside = image[top : bottom + 1, left : right + 1]
             assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
             inside[:] = False
-        assert not picture.any()
+        assert not image.any()
 
 
 def test_digits_are_mapped_as_torchvision_maps_them():
@@ -112,7 +112,7 @@ def test_digits_are_mapped_as_torchvision_maps_them():
         assert torch.equal(found[number], affine(middle[number, None], *numbers, shear=[0.0])[0])
 
 
-# Columns and rows with ink; a line one pixel wide, one cut by the picture's edges, a full picture, none.
+# Columns and rows with ink; a line one pixel wide, one cut by the image's edges, a full image, none.
 INK = [((7, 8), (5, 15), (7, 9.5, 0, 9)), ((50, 70), (40, 50), (54.5, 43.5, 9, 7))]
 INK += [((0, 60), (0, 48), (29.5, 23.5, 59, 47)), ((0, 0), (0, 0), (0, 0, 0, 0))]
 
@@ -124,7 +124,7 @@ def test_a_box_reaches_from_the_first_to_the_last_pixel_with_ink(columns, rows, 
     assert (perturb.find_boxes(ink)[0] * torch.tensor((60, 48, 60, 48))).tolist() == pytest.approx(box)
 
 
-JOINS = [  # left, top, right, bottom of digits, and their pictures
+JOINS = [  # left, top, right, bottom of digits, and their images
     ([(2, 6, 10, 14), (18, 6, 26, 14)], [0, 0]),
     ([(2, 6, 10, 14), (17, 6, 26, 14)], [0, 1]),
     ([(6, 2, 14, 10), (6, 18, 14, 36)], [0, 0]),  # apart in y
@@ -136,10 +136,10 @@ JOINS = [  # left, top, right, bottom of digits, and their pictures
 
 
 @pytest.mark.parametrize(("edges", "owner"), JOINS)
-def test_a_digit_joins_the_present_picture_where_it_is_apart_and_in_a_cell_of_its_own(edges, owner):
+def test_a_digit_joins_the_present_image_where_it_is_apart_and_in_a_cell_of_its_own(edges, owner):
     left, top, right, bottom = np.array(edges).T
     boxes = np.stack(((left + right) / 120, (top + bottom) / 96, (right - left) / 60, (bottom - top) / 48), 1)
-    assert perturb.fill_pictures(boxes).tolist() == owner
+    assert perturb.fill_images(boxes).tolist() == owner
 
 
 @TASKS
@@ -158,23 +158,23 @@ def test_one_seed_gives_the_same_bytes_kept_until_they_are_damaged(task, tmp_pat
         assert path.read_bytes() == whole
     assert [len(split) for split in three(load(task, tmp_path, sizes=(1, 2, 3)))] == [1, 2, 3]
     monkeypatch.setattr(data, "SEED", data.SEED + 1)
-    pictures = torch.cat([split.pictures for split in (*three(splits), *three(load(task, tmp_path)))]).flatten(1)
-    assert torch.corrcoef(pictures.float()).fill_diagonal_(0).max() < 0.8, "no two pictures are alike"
+    images = torch.cat([split.images for split in (*three(splits), *three(load(task, tmp_path)))]).flatten(1)
+    assert torch.corrcoef(images.float()).fill_diagonal_(0).max() < 0.8, "no two images are alike"
 
 
-def test_pictures_that_cannot_be_kept_are_used_and_that_is_said_once(tmp_path, monkeypatch):
+def test_images_that_cannot_be_kept_are_used_and_that_is_said_once(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise SaveError("read-only")
 
     monkeypatch.setattr(data, "save_tensors", refuse)
     told = []
     assert len(data.load("loc", "digits", (6, 2, 2), tmp_path, told.append).train) == 6
-    assert [text for text in told if "not kept" in text] == ["data: the pictures are used but not kept: read-only"]
+    assert [text for text in told if "not kept" in text] == ["data: the images are used but not kept: read-only"]
 
 
 # --- Split and Splits
 @TASKS
-def test_an_index_chooses_pictures_with_all_that_belongs_to_them(task, tmp_path):
+def test_an_index_chooses_images_with_all_that_belongs_to_them(task, tmp_path):
     split = load(task, tmp_path).train
     chosen = torch.zeros(60, dtype=torch.bool)
     chosen[[3, 59]] = True
@@ -183,29 +183,29 @@ def test_an_index_chooses_pictures_with_all_that_belongs_to_them(task, tmp_path)
     for index, numbers in cases:
         part = split[index]
         assert (part.task, len(part)) == (task, len(numbers))
-        for name in ("pictures", "labels", "digits"):
+        for name in ("images", "labels", "digits"):
             assert torch.equal(getattr(part, name), getattr(split, name)[numbers])
         assert part.lists is None if task == "loc" else str(part.lists) == str([split.lists[i] for i in numbers])
     with pytest.raises(IndexError):
         split[60]
-    bare = Split(split.pictures, split.labels)[chosen].to(torch.device("meta"))
-    assert (bare.pictures.device.type, bare.labels.device.type, len(bare)) == ("meta", "meta", 2)
+    bare = Split(split.images, split.labels)[chosen].to(torch.device("meta"))
+    assert (bare.images.device.type, bare.labels.device.type, len(bare)) == ("meta", "meta", 2)
 
 
 def test_the_fingerprint_is_of_all_that_training_sees(tmp_path):
     splits = load("loc", tmp_path)
     found = [Splits(*three(splits), "course").fingerprint]
-    for split, field in product(three(splits), ("pictures", "labels")):
+    for split, field in product(three(splits), ("images", "labels")):
         getattr(split, field).view(-1)[0] += 1
         found.append(Splits(*three(splits), "course").fingerprint)
     assert len(set(found[:5])) == 5
     assert found[4] == found[5] == found[6]
 
 
-def test_made_pictures_are_the_same_where_a_processor_rounds_a_pixel_otherwise(tmp_path, monkeypatch):
+def test_made_images_are_the_same_where_a_processor_rounds_a_pixel_otherwise(tmp_path, monkeypatch):
     splits = load("loc", tmp_path)
     found = splits.fingerprint
-    splits.train.pictures[0, 0, 5, 5] ^= 1
+    splits.train.images[0, 0, 5, 5] ^= 1
     assert Splits(*three(splits), "digits").fingerprint == found
     splits.train.labels[0, 1] += 1 / 120
     other = [found, Splits(*three(splits), "digits").fingerprint]
@@ -219,9 +219,9 @@ def test_made_pictures_are_the_same_where_a_processor_rounds_a_pixel_otherwise(t
 # --- the course's files
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    """What stands in for the course's files: per task the splits, with float32 pictures."""
+    """What stands in for the course's files: per task the splits, with float32 images."""
     made = {task: three(load(task, tmp_path_factory.mktemp(task), sizes=(20, 10, 10))) for task in COURSE}
-    return {task: [Split(s.pictures / 255, s.labels, s.lists) for s in splits] for task, splits in made.items()}
+    return {task: [Split(s.images / 255, s.labels, s.lists) for s in splits] for task, splits in made.items()}
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def course(content, tmp_path):
     """A folder with all nine files."""
     for task, splits in content.items():
         for number, split in enumerate(splits):
-            torch.save(TensorDataset(split.pictures, split.labels), tmp_path / COURSE[task][number])
+            torch.save(TensorDataset(split.images, split.labels), tmp_path / COURSE[task][number])
             if task == "det":
                 torch.save([[*boxes.clone()] for boxes in split.lists], tmp_path / COURSE[task][3 + number])
     return tmp_path
@@ -244,18 +244,18 @@ def test_course_files_are_loaded(task, course, content):
         splits = load(task, course, None, sizes)
         assert (splits.task, splits.source) == (task, "course")
         for split, expected, size in zip(three(splits), content[task], sizes or (20, 10, 10), strict=True):
-            assert torch.equal(split.pictures, expected.pictures[:size])
+            assert torch.equal(split.images, expected.images[:size])
             assert torch.equal(split.labels, expected.labels[:size])
             assert task == "loc" or labels.same_digits(labels.lists_to_grid(split.lists), split.labels)
 
 
 ODD = {
     "float64 labels": (lambda x, y: TensorDataset(x, y.double()), "labels in torch.float64 converted"),
-    "float64": (lambda x, y: TensorDataset(x.double(), y), "pictures in torch.float64 converted"),
-    "float16": (lambda x, y: TensorDataset(x.half(), y), "pictures in torch.float16 converted"),
+    "float64": (lambda x, y: TensorDataset(x.double(), y), "images in torch.float64 converted"),
+    "float16": (lambda x, y: TensorDataset(x.half(), y), "images in torch.float16 converted"),
     "uint8": (lambda x, y: TensorDataset((x * 255).round().byte(), y), ""),
-    "uint16": (lambda x, y: TensorDataset((x * 255).round().to(torch.uint16), y), "pictures in torch.uint16 converted"),
-    "no channel": (lambda x, y: TensorDataset(x[:, 0], y), "pictures without a channel got one"),
+    "uint16": (lambda x, y: TensorDataset((x * 255).round().to(torch.uint16), y), "images in torch.uint16 converted"),
+    "no channel": (lambda x, y: TensorDataset(x[:, 0], y), "images without a channel got one"),
     "pairs": (lambda x, y: [*zip(x, y, strict=True)], ""),
     "pairs of arrays": (lambda x, y: [*zip(x.numpy(), y.numpy(), strict=True)], ""),
     "pairs of lists": (lambda x, y: [*zip(x.tolist(), y.tolist(), strict=True)], ""),
@@ -263,7 +263,7 @@ ODD = {
     "NaN": (lambda x, y: TensorDataset(x, torch.where(y > -1, y, torch.nan)), "NaN in labels without a digit replaced"),
     "1.4": (
         lambda x, y: TensorDataset(x.put(x.argmax(), torch.tensor(1.4)), y),
-        r"pixels outside \[0, 1\] in 1 picture, clipped",
+        r"pixels outside \[0, 1\] in 1 image, clipped",
     ),
     "several": (lambda x, y: TensorDataset(x[:, 0], y.double()), ".+; .+"),
 }
@@ -274,10 +274,10 @@ ODD = {
 def test_odd_course_files_are_mended_and_that_is_said_in_one_line(task, kind, course, content):
     change, note = ODD[kind]
     expected, told = content[task][1], []
-    torch.save(change(expected.pictures, expected.labels), course / COURSE[task][1])
+    torch.save(change(expected.images, expected.labels), course / COURSE[task][1])
     found = data.load(task, "course", None, course, told.append).val
     assert re.fullmatch(f"{COURSE[task][1]}: {note}" if note else "", "\n".join(told[1:]))
-    torch.testing.assert_close(as_floats(found.pictures), expected.pictures, rtol=0, atol=1e-3)
+    torch.testing.assert_close(as_floats(found.images), expected.images, rtol=0, atol=1e-3)
     assert torch.equal(found.labels, expected.labels)
 
 
@@ -334,29 +334,29 @@ def test_a_course_file_that_cannot_be_used_is_named(task, name, course):
 
 
 @TASKS
-def test_a_subset_of_pictures_that_are_not_there_is_named(task, course, content):
+def test_a_subset_of_images_that_are_not_there_is_named(task, course, content):
     expected, name = content[task][1], COURSE[task][1]
-    torch.save(Subset(TensorDataset(expected.pictures, expected.labels), [0, 10]), course / name)
-    with pytest.raises(DataError, match=f"{name}: expected pictures, and labels.*out of bounds"):
+    torch.save(Subset(TensorDataset(expected.images, expected.labels), [0, 10]), course / name)
+    with pytest.raises(DataError, match=f"{name}: expected images, and labels.*out of bounds"):
         load(task, course, "course")
 
 
 X, Y = torch.zeros(10, 1, 48, 60), torch.tensor(labels.NO_DIGIT).repeat(10, 1)
 BOX = torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
 SOMETHING_ELSE = [
-    ("localization_val.pt", TensorDataset(X), "expected a TensorDataset of pictures and labels, found 1 tensors"),
-    ("localization_val.pt", {"pictures": X, "labels": Y}, "expected a TensorDataset or a list of pairs, found dict"),
-    ("localization_val.pt", [], "empty, expected at least one picture"),
+    ("localization_val.pt", TensorDataset(X), "expected a TensorDataset of images and labels, found 1 tensors"),
+    ("localization_val.pt", {"images": X, "labels": Y}, "expected a TensorDataset or a list of pairs, found dict"),
+    ("localization_val.pt", [], "empty, expected at least one image"),
     ("localization_val.pt", [(X[0], Y[0]), 3], "entry 1 is not a pair"),
-    ("localization_val.pt", [(X[0], Y[0]), (X[0], Y[0, :5])], "expected pictures, and labels, all of one shape"),
+    ("localization_val.pt", [(X[0], Y[0]), (X[0], Y[0, :5])], "expected images, and labels, all of one shape"),
     ("localization_val.pt", TensorDataset(X + 128, Y), r"expected pixels in \[0, 1\], but 100% of them are outside"),
     ("localization_val.pt", TensorDataset(X + 0j, Y), "expected pixels that are real numbers, found torch.complex64"),
     ("localization_val.pt", TensorDataset(X, Y[:, None, None].repeat(1, 2, 3, 1)), "belong to the other task"),
     ("detection_val.pt", TensorDataset(X, Y), "belong to the other task"),
     ("localization_val.pt", TensorDataset(X, Y * torch.nan), "pc is nan"),
     ("list_y_true_val.pt", torch.zeros(10, 6), "expected a list of lists of boxes"),
-    ("list_y_true_val.pt", [[BOX]] * 9, "9 lists of boxes but 10 pictures"),
-    ("list_y_true_val.pt", [[BOX, BOX]] + [[BOX]] * 9, "picture 0: two digits"),
+    ("list_y_true_val.pt", [[BOX]] * 9, "9 lists of boxes but 10 images"),
+    ("list_y_true_val.pt", [[BOX, BOX]] + [[BOX]] * 9, "image 0: two digits"),
     ("list_y_true_val.pt", [[BOX]] * 9 + [[BOX * torch.tensor((1, 1, 1, 1, 1, 2))]], "label 9: class is 2"),
 ]
 

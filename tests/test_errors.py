@@ -64,7 +64,7 @@ def test_digits_whose_ink_is_in_pieces_are_counted_apart():
         ("several pieces", 2, "50.00%", pytest.approx(0.2, abs=1e-4), 1, 2, 1),
     ]
     assert len(errors.piece_rows(outputs[2:], split[2:])) == 1
-    assert not errors.piece_rows(outputs, data.Split(split.pictures, labels))
+    assert not errors.piece_rows(outputs, data.Split(split.images, labels))
 
 
 def test_calibration_sets_scores_beside_what_is_right():
@@ -78,7 +78,7 @@ def test_calibration_sets_scores_beside_what_is_right():
 
 
 def test_the_commonest_confusions_are_picked_first():
-    labels = torch.tensor([(*LOC[:5], category) for category in (3, 5, 5, 3)])
+    labels = torch.tensor([(*LOC[:5], class_id) for class_id in (3, 5, 5, 3)])
     outputs = perfect_outputs(labels)
     outputs[1:3, 5:] = outputs[1:3, 5:].roll(1, 1)  # 5 is taken for 6, twice
     outputs[3, 5:] = outputs[3, 5:].roll(-1)
@@ -87,7 +87,7 @@ def test_the_commonest_confusions_are_picked_first():
     assert said == ["5 taken for 6", "3 taken for 2"]
 
 
-def test_the_interval_of_a_score_is_that_of_pictures_drawn_anew():
+def test_the_interval_of_a_score_is_that_of_images_drawn_anew():
     labels = torch.tensor([LOC] * 400)
     outputs = perfect_outputs(labels)
     outputs[:100, 0] = -9
@@ -98,7 +98,7 @@ def test_the_interval_of_a_score_is_that_of_pictures_drawn_anew():
     assert found["iou_all"] == pytest.approx(found["accuracy"], abs=1e-5)
 
 
-def test_the_places_of_a_network_are_drawn_over_each_picture():
+def test_the_places_of_a_network_are_drawn_over_each_image():
     import models
 
     split = data.Split(torch.rand(3, 1, 48, 60), torch.tensor([LOC] * 3))

@@ -49,7 +49,7 @@ def killing_ground(sets, processes, tmp_path_factory):
     """The data as a file, and the run of a process that was left alone."""
     folder = tmp_path_factory.mktemp("killed")
     splits, _ = sets["loc"]
-    torch.save([[part.pictures, part.labels] for part in (splits.train, splits.val, splits.test)], folder / "splits")
+    torch.save([[part.images, part.labels] for part in (splits.train, splits.val, splits.test)], folder / "splits")
     process, pipe = start(processes, folder / "splits", folder / "runs")
     assert wait_for("finished", pipe) == ["started", *range(1, LONG.epochs + 1), "finished"]
     process.join(60)

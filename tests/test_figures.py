@@ -34,13 +34,13 @@ def splits(request, tmp_path_factory):
 
 @pytest.fixture
 def faulty():
-    """Six pictures, outputs that go wrong in each way, and both compared."""
-    labels = torch.tensor([(*LOC[:5], category) for category in (3, 3, 5, 3)] + [NO_DIGIT] * 2)
+    """Six images, outputs that go wrong in each way, and both compared."""
+    labels = torch.tensor([(*LOC[:5], class_id) for class_id in (3, 3, 5, 3)] + [NO_DIGIT] * 2)
     outputs = perfect_outputs(labels)
     outputs[1, 5:] = outputs[1, 5:].roll(1)  # 3 is taken for 4
     outputs[2, 0] = -5.0  # 5 is missed
     outputs[3, 1] = 0.65  # by three quarters of its width: 1/4 in common of 7/4, IoU 1/7
-    outputs[4, 0], outputs[4, 5] = 5.0, 9.0  # false alarm, a 0
+    outputs[4, 0], outputs[4, 5] = 5.0, 9.0  # false positive, a 0
     return data.Split(torch.rand(6, 1, 48, 60), labels), outputs, utils.match(outputs, labels)
 
 
@@ -58,11 +58,11 @@ def test_true_boxes_are_red_and_predicted_ones_blue(splits, with_outputs):
 def test_failures_are_named_each_as_one_kind(faulty):
     split, outputs, matches = faulty
     titles = titles_of(utils.draw_boxes(split, outputs))
-    assert titles == ["IoU 1.00", "wrong class,\nIoU 1.00", "missed", "IoU 0.14", "false alarm", "none, right"]
+    assert titles == ["IoU 1.00", "wrong class,\nIoU 1.00", "missed", "IoU 0.14", "false positive", "none, right"]
     kinds = {name: kind.nonzero().flatten().tolist() for name, kind in utils.failures(matches).items()}
-    assert kinds == {"missed": [2], "false alarm": [4], "wrong class": [1], "poor box": [3]}
+    assert kinds == {"missed": [2], "false positive": [4], "wrong class": [1], "poor box": [3]}
     assert utils.pick_failures(matches, 6, 4).tolist() == [2, 4, 1, 3]
-    # Where failures do not fill the places, the poorest boxes do; pictures without a found digit never.
+    # Where failures do not fill the places, the poorest boxes do; images without a found digit never.
     assert sorted(utils.pick_failures(matches, 6, 12).tolist()) == [0, 1, 2, 3, 4]
 
 
@@ -71,14 +71,14 @@ def test_classes_are_counted_true_by_predicted(faulty):
     assert matrix.nonzero().tolist() == [[3, 3], [3, 4], [5, 10], [10, 0], [10, 10]]
     assert matrix[matrix > 0].tolist() == [2, 1, 1, 1, 1]
     said = utils.describe_confusion(matrix)
-    assert said == "missed digits: 1 of 4; false alarms: 1 of 2 without a digit\n3 taken for 4: 1 of 3"
+    assert said == "missed digits: 1 of 4; false positives: 1 of 2 without a digit\n3 taken for 4: 1 of 3"
     found = [list(row.values()) for row in utils.per_class(faulty[2], 10)]
     assert found[3] == ["3", 3, pytest.approx(2 / 3), 1, pytest.approx((1 + 1 + 1 / 7) / 3)]
     assert [found[5], found[10]] == [["5", 1, 0, 0, None], ["none", 2, 0.5, 0.5, None]]
 
 
 def test_examples_are_the_first_of_each_kind_and_each_once():
-    labels = torch.tensor([*((*LOC[:5], category) for category in (5, 3, 3, 3)), NO_DIGIT])
+    labels = torch.tensor([*((*LOC[:5], class_id) for class_id in (5, 3, 3, 3)), NO_DIGIT])
     assert utils.pick_examples(labels, 2).tolist() == [1, 2, 0, 4]
     labels = det_labels({(0, 0): (*CELL[:5], 0), (1, 2): CELL}, *[{(0, 1): CELL}] * 3)
     assert utils.pick_examples(labels, 2).tolist() == [0, 1, 2]
@@ -97,7 +97,7 @@ def test_every_figure_is_labelled_and_wide_enough(splits, tmp_path):
     figures += [utils.plot_precision_recall({"a": average, "b": average})]
     figures += [errors.plot_errors(perfect_outputs(labels), splits.test)]
     if splits.task == "det":
-        figures += [utils.plot_digits_per_picture(splits)]
+        figures += [utils.plot_digits_per_image(splits)]
     for number, figure in enumerate(figures):
         plain = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
         lowest = [axes for axes in plain if axes.get_subplotspec().is_last_row()]
@@ -141,7 +141,7 @@ def test_boxes_are_shown_as_they_were_after_each_epoch(splits):
     figure = plots.plot_watched(run, splits.val, (1, 2, 5, 2))
     titles = titles_of(figure)
     digits = labels.reshape(2, -1, 6)[..., 0].sum(1) > 0
-    assert len(titles) == 4  # two pictures after two epochs
+    assert len(titles) == 4  # two images after two epochs
     for number, there in enumerate(digits.tolist()):
         assert ("missed" in titles[2 * number], "IoU 1.00" in titles[2 * number + 1]) == (there, there)
 
@@ -165,10 +165,10 @@ def test_digits_are_grouped_by_size_in_pixels(labels):
     assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [[[16.5, 1]]] * 2
 
 
-def test_pictures_with_more_than_four_digits_are_counted_too():
+def test_images_with_more_than_four_digits_are_counted_too():
     five = det_labels({(row, column): CELL for row in (0, 1) for column in (0, 1, 2) if row + column < 3})
     split = data.Split(torch.rand(1, 1, 48, 60), five)
-    figure = utils.plot_digits_per_picture(data.Splits(split, split, split, "course"))
+    figure = utils.plot_digits_per_image(data.Splits(split, split, split, "course"))
     assert [bar.get_height() for bar in figure.axes[0].patches] == 3 * [0, 0, 0, 0, 0, 1]
 
 

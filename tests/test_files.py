@@ -97,10 +97,10 @@ def test_values_there_and_back(save, load, tmp_path):
 
 
 def test_tensors_that_share_their_numbers_are_not_refused(tmp_path):
-    pictures, label = torch.rand(500, 1, 48, 60), torch.nn.Parameter(torch.tensor(labels.NO_DIGIT))
-    files.save_tensors(tmp_path / "file", [(picture, label) for picture in pictures])
-    picture, same_label = files.load_tensors(tmp_path / "file")[499]
-    assert torch.equal(picture, pictures[499])
+    images, label = torch.rand(500, 1, 48, 60), torch.nn.Parameter(torch.tensor(labels.NO_DIGIT))
+    files.save_tensors(tmp_path / "file", [(image, label) for image in images])
+    image, same_label = files.load_tensors(tmp_path / "file")[499]
+    assert torch.equal(image, images[499])
     assert torch.equal(same_label, label)
     assert not same_label.requires_grad
 

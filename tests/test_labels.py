@@ -13,7 +13,7 @@ from data import DataError, augment, labels
 from data.labels import NO_DIGIT
 
 WHERE = "the file"
-WHOLE = (1, 0.5, 0.5, 1, 1, 0)  # a box that fills the picture, or the cell
+WHOLE = (1, 0.5, 0.5, 1, 1, 0)  # a box that fills the image, or the cell
 OUTSIDE = r"box \(left, top, right, bottom\) = .* is more than a pixel outside"
 both_tasks = pytest.mark.parametrize("task", ["loc", "det"])
 
@@ -26,8 +26,8 @@ def good_labels(task, **fields):
     return det_labels({}, {(0, 0): tuple(digit.values()), (1, 2): WHOLE}, {(1, 1): WHOLE})
 
 
-def pictures(count=3, dtype=torch.float32, value=1):
-    """Pictures; the second has the value as its last pixel."""
+def images(count=3, dtype=torch.float32, value=1):
+    """Images; the second has the value as its last pixel."""
     made = torch.zeros(count, 1, 48, 60, dtype=dtype)
     made[1, 0, 47, 59] = value
     return made
@@ -36,24 +36,24 @@ def pictures(count=3, dtype=torch.float32, value=1):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 @both_tasks
 def test_good_splits_pass(task, dtype):
-    labels.check_split(pictures(dtype=dtype), good_labels(task), task, WHERE)
+    labels.check_split(images(dtype=dtype), good_labels(task), task, WHERE)
     assert labels.task_of(good_labels(task)) == task
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (torch.zeros(0, 1, 48, 60), "empty, expected at least one picture"),
-        (torch.zeros(3, 1, 60, 48), r"expected pictures of shape \(N, 1, 48, 60\), found \(3, 1, 60, 48\)"),
-        (pictures(dtype=torch.float64), "expected pictures in float32 or uint8, found torch.float64"),
-        (pictures(value=math.nan), "picture 1 has pixels that are NaN or infinite"),
-        (pictures(value=-1e-6), r"expected pixels in \[0, 1\], found -1e-06 to 0"),
-        (pictures(value=1.001), r"expected pixels in \[0, 1\], found 0 to 1.001"),
+        (torch.zeros(0, 1, 48, 60), "empty, expected at least one image"),
+        (torch.zeros(3, 1, 60, 48), r"expected images of shape \(N, 1, 48, 60\), found \(3, 1, 60, 48\)"),
+        (images(dtype=torch.float64), "expected images in float32 or uint8, found torch.float64"),
+        (images(value=math.nan), "image 1 has pixels that are NaN or infinite"),
+        (images(value=-1e-6), r"expected pixels in \[0, 1\], found -1e-06 to 0"),
+        (images(value=1.001), r"expected pixels in \[0, 1\], found 0 to 1.001"),
     ],
 )
-def test_bad_pictures_are_refused(bad, message):
+def test_bad_images_are_refused(bad, message):
     with pytest.raises(DataError, match=f"^the file: {message}"):
-        labels.check_pictures(bad, WHERE)
+        labels.check_images(bad, WHERE)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_limits():
 def test_what_is_not_of_one_task_or_not_of_one_length_is_refused():
     with pytest.raises(ValueError, match='task: expected "loc" or "det", found \'LOC\''):
         labels.check_labels(good_labels("loc"), "LOC", WHERE)
-    with pytest.raises(DataError, match=r"^the file: 4 pictures but 3 labels"):
-        labels.check_split(pictures(4), good_labels("loc"), "loc", WHERE)
+    with pytest.raises(DataError, match=r"^the file: 4 images but 3 labels"):
+        labels.check_split(images(4), good_labels("loc"), "loc", WHERE)
     with pytest.raises(ValueError, match=r"labels: expected shape .*, found \(3, 2, 2, 6\)"):
         labels.task_of(torch.zeros(3, 2, 2, 6))
 
@@ -119,8 +119,8 @@ def test_fields_of_no_digit_may_be_anything(task, value):
     labels.check_labels(good_labels(task, pc=0.0, x=value, y=value, w=value, h=value, c=value), task, WHERE)
 
 
-def test_cells_to_picture_by_hand():
-    converted = labels.cells_to_picture(det_labels({(1, 2): (1, 0.25, 0.5, 0.75, 0.5, 1)}))
+def test_cells_to_image_by_hand():
+    converted = labels.cells_to_image(det_labels({(1, 2): (1, 0.25, 0.5, 0.75, 0.5, 1)}))
     assert (converted.dtype, converted.shape) == (torch.float32, (1, 2, 3, 6))
     assert converted[0, 1, 2].tolist() == pytest.approx([1, 0.75, 0.75, 0.25, 0.25, 1])
 
@@ -172,7 +172,7 @@ def box(x=0.5, y=0.5, w=0.1, pc=1):
         *(([box(x, y)], "has no centre inside") for x, y in ((-0.01, 0.5), (1.01, 0.5), (0.5, -0.01), (0.5, 1.01))),
         ([box(1 / 3, 0.25), box(0.5, 0.25), box(0.1, 0.25)], "two digits have their centre in one cell"),
         ([box(1 / 3, 0.5)] * 40, "two digits have their centre in one cell"),
-        ([box(w=math.inf)], "has no centre inside the picture"),
+        ([box(w=math.inf)], "has no centre inside the image"),
         ([box(pc=0.5)], "pc is 0.5, expected 0 or 1"),
         ([box()[:5]], r"expected boxes of six numbers, found \(5,\)"),
         ([tuple(box())], "expected boxes of six numbers, found tuple"),
@@ -180,7 +180,7 @@ def box(x=0.5, y=0.5, w=0.1, pc=1):
 )
 def test_lists_that_are_no_labels_are_refused(entries, message):
     good = [box(0.1, 0.1), box(0.1, 0.9)]
-    with pytest.raises(DataError, match=f"^the file: picture 2: .*{message}"):
+    with pytest.raises(DataError, match=f"^the file: image 2: .*{message}"):
         labels.lists_to_grid([good, [], entries, good], WHERE)
 
 
@@ -230,7 +230,7 @@ def test_a_centre_on_a_border_makes_room_for_a_digit_that_can_be_nowhere_else(on
     grid = labels.lists_to_grid([[box(*on_border)], [box(*other), box(*on_border)]])
     assert grid[0, ..., 0].nonzero().tolist() == [[*cell]]
     assert grid[1, ..., 0].nonzero().tolist() == sorted([[*cell], [*free]])
-    torch.testing.assert_close(labels.cells_to_picture(grid)[1][free], box(*on_border).double())
+    torch.testing.assert_close(labels.cells_to_image(grid)[1][free], box(*on_border).double())
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -246,6 +246,6 @@ def test_a_centre_on_a_border_is_the_same_digit_in_whichever_cell(row, column):
 
 
 def test_digits_are_counted_by_cell():
-    """Two in one cell, one on the border, which belongs to the right, and a picture without any."""
+    """Two in one cell, one on the border, which belongs to the right, and an image without any."""
     digits = torch.stack([box(0.1, 0.1), box(0.3, 0.4), box(0.5, 0.9)])
     assert labels.count_digits([digits, torch.empty(0, 6)], 2, 2).tolist() == [[[2, 0], [0, 1]], [[0, 0], [0, 0]]]

@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_hold_runs_is_refused_with_the_way_out(tmp_path, mo
     assert training.PROFILES["full"].outcome_folder("figures") == tmp_path / "file" / "runs" / "full" / "figures"
 
 
-def test_made_pictures_are_used_where_they_cannot_be_kept(tmp_path):
+def test_made_images_are_used_where_they_cannot_be_kept(tmp_path):
     (tmp_path / "made").touch()
     told = []
     assert len(data.load("det", "digits", (4, 2, 2), tmp_path, told.append).train) == 4

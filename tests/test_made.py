@@ -34,7 +34,7 @@ def drawn(split):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_training_set_is_like_the_course_s(task, made):
     for split in (made[task].train, made[task].val, made[task].test):
-        labels.check_split(split.pictures, split.labels, task, "made")
+        labels.check_split(split.images, split.labels, task, "made")
     found = checks.compare(made[task])
     assert len(found) == len(checks.COURSE[task])
     assert not [check for check in found if not abs(check.ours - check.course) <= check.tolerance]
@@ -63,18 +63,18 @@ def test_the_box_around_visible_ink_is_as_near_the_true_one_as_it_should(made):
         ("loc", models.SimpleNet, "SimpleNet.pt", 0.5232, 0.522),
     ],
 )
-def test_the_reference_s_networks_score_what_they_scored_on_the_course_s_pictures(
+def test_the_reference_s_networks_score_what_they_scored_on_the_course_s_images(
     task, network, file, published, said, made
 ):
-    """On validation and test pictures; and on validation pictures alone what the notebooks say."""
+    """On validation and test images; and on validation images alone what the notebooks say."""
     built, stored = network(), torch.load(WEIGHTS / file, map_location="cpu", weights_only=True)
     state = dict(zip(built.state_dict(), stored.values(), strict=True))  # other names, the same order
     built.load_state_dict(state)  # which compares the shapes
-    pictures, targets = (
+    images, targets = (
         torch.cat([getattr(split, each) for split in (made[task].val, made[task].test)])
-        for each in ("pictures", "labels")
+        for each in ("images", "labels")
     )
-    outputs = utils.infer(built, pictures, COURSE_NORMAL[task])
+    outputs = utils.infer(built, images, COURSE_NORMAL[task])
     assert reference_mean(outputs, targets) == pytest.approx(published, abs=0.006)
     val = slice(len(made[task].val))
     assert reference_mean(outputs[val], targets[val]) == pytest.approx(said, abs=0.001)

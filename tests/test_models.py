@@ -55,7 +55,7 @@ def test_layers_are_listed_in_order_with_what_they_put_out():
 
 @pytest.mark.parametrize("shape", [(2, 1, 60, 48), (2, 3, 48, 60), (1, 48, 60)], ids=str)
 @every_network
-def test_pictures_of_another_shape_are_refused(network, shape):
+def test_images_of_another_shape_are_refused(network, shape):
     with torch.device("meta"), pytest.raises(ValueError, match=rf"^{network.__name__} expects .*48, 60") as refusal:
         network()(torch.zeros(shape))
     assert str(shape) in str(refusal.value)
@@ -63,13 +63,13 @@ def test_pictures_of_another_shape_are_refused(network, shape):
 
 def test_relu_behind_the_pooling_changes_nothing():
     torch.manual_seed(0)
-    pictures = torch.randn(3, 1, 47, 60)
+    images = torch.randn(3, 1, 47, 60)
     written = nn.Sequential(*models.conv_pool(1, 8, norm=True), *models.conv_pool(8, 8, kernel=(3, 5)))
     relu_first = nn.Sequential(*(written[number] for number in (0, 1, 3, 2, 4, 6, 5)))
     assert isinstance(relu_first[2], nn.ReLU)
     found = []
     for layers in (written, relu_first):
-        outputs = layers(pictures)
+        outputs = layers(images)
         found.append([outputs, *torch.autograd.grad(outputs.square().sum(), tuple(written.parameters()))])
     assert all(torch.equal(*pair) and pair[0].any() for pair in zip(*found, strict=True))
 
@@ -110,7 +110,7 @@ def test_places_that_are_equally_sure_share_the_answer():
     assert found[3].item() == pytest.approx(13 / 60, abs=1e-4)
 
 
-def test_edges_beyond_the_picture_count_for_its_own():
+def test_edges_beyond_the_image_count_for_its_own():
     values = speak(10, {(0, 14): (4, (50, 59, 0, 9))})
     values[11 + 24 : 11 + 48, 0, 14] = values[11 + 48 : 11 + 72, 0, 14] = -30.0
     values[11 + 47, 0, 14] = values[11 + 71, 0, 14] = 30.0  # to the right and above, as far away as can be
@@ -130,9 +130,9 @@ def test_places_speak_for_their_own_cell():
 def test_a_cell_claims_a_digit_only_if_its_centre_lies_inside(left, inside):
     """Centres at 19.5, 20 and 20.5, the border at 20. Both cells see the digit, and both are sure of it."""
     said = (8, (left, 29, 6, 15))
-    presence = answer(models.CompactNet2, speak(1, {(2, 4): said, (2, 5): said}))[0]
-    assert (presence[0, :2] > 0).tolist() == [not inside, inside]
-    assert (presence.flatten()[2:] < -5).all()
+    confidence = answer(models.CompactNet2, speak(1, {(2, 4): said, (2, 5): said}))[0]
+    assert (confidence[0, :2] > 0).tolist() == [not inside, inside]
+    assert (confidence.flatten()[2:] < -5).all()
 
 
 def test_where_the_centre_may_lie_in_either_cell_their_probabilities_add_up_to_one():
@@ -179,7 +179,7 @@ def test_edges_snap_to_whole_pixels_in_evaluation_only(empty, place, size):
 
 
 @pytest.mark.parametrize(("empty", "largest"), [(LOC, (1, 1, 1, 1)), (DET, (1, 1, 3, 2))], ids=["loc", "det"])
-def test_bounded_boxes_are_no_larger_than_the_picture_and_never_negative(empty, largest):
+def test_bounded_boxes_are_no_larger_than_the_image_and_never_negative(empty, largest):
     for logit, share in ((50.0, 1.0), (0.0, 0.5), (-50.0, 0.0)):
         outputs = empty + logit
         found = boxes.BoundedBoxes(nn.Identity())(outputs)

@@ -21,9 +21,9 @@ CODE = {task: [cell for cell in cells if cell.cell_type == "code"] for task, cel
 # What each module may import of this project's: what lies below it, in `training` the modules that are named before.
 BELOW = {"data": {"data"}, "models": {"data"}, "utils": {"data"}, "training": {"data", "models", "utils"}}
 BELOW |= {
-    "pictures": {"data"},
-    "pieces": {"data", "pictures"},
-    "predict": {"data", "utils", "training", "pictures", "pieces"},
+    "images": {"data"},
+    "pieces": {"data", "images"},
+    "predict": {"data", "utils", "training", "images", "pieces"},
     "scripts": {"data", "models", "utils", "training", "scripts"},
 }
 TRAINING = ["layers", "boxes", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results"]
@@ -80,7 +80,7 @@ def test_results_are_complete_and_of_the_published_histories(task, monkeypatch):
     assert set(found["networks"]) == {network.__name__ for network in networks}
     runs = [load_published(network, task) for network in networks]
     for each in runs:
-        told = {name: getattr(each, name) for name in ("val", "train", "best_epoch", "pictures", "trained_on")}
+        told = {name: getattr(each, name) for name in ("val", "train", "best_epoch", "images", "trained_on")}
         assert {name: found["networks"][each.name][name] for name in told} == told
         assert training.Settings(**found["networks"][each.name]["settings"]) == each.settings
         assert each.trained_on.keys() >= {"device", "python", "torch", "torchvision", "numpy"}

@@ -18,7 +18,7 @@ torch.set_num_threads(int(sys.argv[1]))
 found, networks = [], {"loc": (models.SimpleNet, models.CompactNet), "det": (models.SimpleNet2, models.CompactNet2)}
 for task in networks:
     splits = data.load(task, "digits", sizes=(256, 128, 64), folder=pathlib.Path(sys.argv[3]), log=lambda text: None)
-    normal = utils.Normalizer.fit(splits.train.pictures)
+    normal = utils.Normalizer.fit(splits.train.images)
     # Slowly: AdamW's first steps are as long as the rate whatever the gradient, so that last bits decide signs.
     pairs = zip(networks[task], (training.REFERENCE, dataclasses.replace(training.OWN, learning_rate=2e-4)))
     for (network, recipe), precision in itertools.product(pairs, ("float32", "bfloat16")):

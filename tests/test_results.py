@@ -19,12 +19,12 @@ def run(name="Net", mean=0.85, **history):
 @pytest.fixture
 def found():
     """The results of a task, as far as tables read them."""
-    network = {"parameters": 42_281, "pictures": 3000, "best_epoch": 3, "epochs": 4, "seconds": 90, "val": SCORES}
+    network = {"parameters": 42_281, "images": 3000, "best_epoch": 3, "epochs": 4, "seconds": 90, "val": SCORES}
     network["settings"] = {"epochs": 4, "seed": 7}
     return {
         "profile": "quick",
         "source": "mnist",
-        "pictures": {"train": 12_000},
+        "images": {"train": 12_000},
         "networks": {
             "Net": {**network, "trained_on": {"device": "CPU, 1 thread, then CPU, 2 threads"}},
             "SkreNet2": {
@@ -55,7 +55,7 @@ def test_losses_are_compared_with_those_where_validation_loss_was_lowest():
     assert results.loss_ends(history) == {"lowest": 2, "train": 0.25, "val": 1.5}
 
 
-def test_the_fit_is_told_alike_of_training_and_validation_pictures():
+def test_the_fit_is_told_alike_of_training_and_validation_images():
     fit = {"Net": {**SCORES, "mean": 0.95, "digit_accuracy": 0.99}}
     text = tables.fit_table([run(train_loss=[2.0, 1.0], val_loss=[2.0, 3.0])], fit)
     assert "| Net | 0.9500 | 0.8500 | +0.1000 | 1.00% | 12.00% | 1 of 2 | ×0.50 | ×1.50 |" in text
@@ -87,9 +87,9 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
     text = tables.headline("det", found, seeds)
     lines = [line.strip("| ").split(" | ") for line in text.splitlines()[2:] if line.startswith("|")]
     assert [line[0] for line in lines] == [
-        "**this run: Net**, best epoch 3 of 4, 12,000 pictures",
-        "95 % interval over the test pictures",
-        "2 seeds, on validation pictures",
+        "**this run: Net**, best epoch 3 of 4, 12,000 images",
+        "95 % interval over the test images",
+        "2 seeds, on validation images",
         "over cells with a digit only, a miss as IoU 0",
         "without snapping edges to whole pixels",
         results.BASELINES["visible"],
@@ -98,9 +98,9 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
         *(results.BASELINES[name] for name in ("bright", "trivial")),
     ]
     for part in (
-        "12,000 pictures | 0.9000 | 0.8000 | 0.8500 | 0.6000 | 0.9500 | 0.7000 |",
-        "test pictures | 0.8900 to 0.9100 | 0.7900 to 0.8100 | 0.8400 to 0.8600 |",
-        "validation pictures | 0.9000 to 0.9000 | 0.8000 to 0.8000 | 0.8400 to 0.8600 |",
+        "12,000 images | 0.9000 | 0.8000 | 0.8500 | 0.6000 | 0.9500 | 0.7000 |",
+        "test images | 0.8900 to 0.9100 | 0.7900 to 0.8100 | 0.8400 to 0.8600 |",
+        "validation images | 0.9000 to 0.9000 | 0.8000 to 0.8000 | 0.8400 to 0.8600 |",
         "a miss as IoU 0 | 0.8800 | 0.7500 |  |  |  |  |",
         "whole pixels | 0.9000 | 0.7700 | 0.8500 |",
         "visible ink |  | 0.8000 |  | 0.2000 | 0.5000 | 0.1000 |",  # an oracle's accuracy means nothing
@@ -108,12 +108,12 @@ def test_the_headline_is_the_table_and_how_large_the_run_was(found):
         "SkreNet2, 60 epochs | 0.8767 | 0.7810 | 0.8288 |  |  |  |",
         "the best of any | 0.9672 | 0.7715 | 0.8684 | 0.5363 | 0.9394 | 0.5735 |",
         "bright pixels | 0.9000 | 0.8000 | 0.8500 | 0.2000 | 0.5000 | 0.1000 |",
-        "Profile `quick` on pictures made from MNIST, CPU; SkreNet2 on one GPU.",
-        "Less than in the full run: SkreNet2 (7 of 60 epochs, 3,000 pictures).",
+        "Profile `quick` on images made from MNIST, CPU; SkreNet2 on one GPU.",
+        "Less than in the full run: SkreNet2 (7 of 60 epochs, 3,000 images).",
     ):
         assert part in text
     assert "seeds, on" not in tables.headline("det", found, {})
-    whole = {**found["networks"]["SkreNet2"], "settings": {"epochs": 60, "seed": 7}, "pictures": 27_000}  # it diverged
+    whole = {**found["networks"]["SkreNet2"], "settings": {"epochs": 60, "seed": 7}, "images": 27_000}  # it diverged
     assert tables.trained_less("det", {**found, "networks": {"SkreNet2": whole}}) == []
 
 
@@ -139,7 +139,7 @@ def row(name, network, mean, missed=3):
     about["settings"] = {"epochs": 4}
     curves = {"val_mean": [0.25, mean, 0.5], "val_reference_mean": [0.5, 0.75, 0.5]}
     curves["train_reference_mean"] = [0.5, 0.625, 0.875]
-    return {**about, "examined": {"missed": missed, "false alarm": 1, **ways}, "curves": curves}
+    return {**about, "examined": {"missed": missed, "false positive": 1, **ways}, "curves": curves}
 
 
 def test_a_study_says_what_of_it_was_left_out_and_how_long_it_would_take(monkeypatch):
@@ -147,10 +147,10 @@ def test_a_study_says_what_of_it_was_left_out_and_how_long_it_would_take(monkeyp
     ours = {
         "seconds": 3600.0,
         "epochs": 2,
-        "pictures": 3000,
+        "images": 3000,
         "trained_on": {"device": "one GPU"},
     }  # and 1000 validated, which count half
-    found = {"networks": {"CompactNet2": ours}, "pictures": {"train": 6000, "val": 1000}}
+    found = {"networks": {"CompactNet2": ours}, "images": {"train": 6000, "val": 1000}}
     assert study_tables.hours_of(trial, found) == pytest.approx(3 * trial.settings.epochs * 6500 / 3500 / 2)
     monkeypatch.setattr(study_tables, "published_results", lambda task: found)
     monkeypatch.setattr(study_tables, "published_studies", lambda task: {})
@@ -187,7 +187,7 @@ def test_tables_of_studies_give_means_ranges_and_changes():
 
 def test_runs_of_full_length_are_held_against_the_seeds(monkeypatch):
     seed, without = (
-        {**row(name, "Net", mean), "pictures": 9, "trained_on": {"device": f"{name} GPU"}}
+        {**row(name, "Net", mean), "images": 9, "trained_on": {"device": f"{name} GPU"}}
         for name, mean in (("Net", 0.875), ("no shifts", 0.5))
     )
     kept = {"seeds": [seed], "full_length": [without]}
@@ -224,8 +224,8 @@ def test_tables_of_training_again_and_longer_set_epochs_beside_each_other():
 def test_the_table_of_a_search_sets_the_best_trials_beside_the_recipe_by_hand():
     means = (0.75, None, 0.5, 0.875, 0.25, 0.625, 0.125)
     trials = [{"mean": mean, "params": {"depth": n, "learning_rate": 0.004}} for n, mean in enumerate(means)]
-    said, _, *lines = study_tables.search_table({"pictures": 1200, "epochs": 4, "trials": trials}).splitlines()
-    assert said == "*7 trials of 4 epochs on 1,200 training pictures, 1 of them ended early because they fell behind*"
+    said, _, *lines = study_tables.search_table({"images": 1200, "epochs": 4, "trials": trials}).splitlines()
+    assert said == "*7 trials of 4 epochs on 1,200 training images, 1 of them ended early because they fell behind*"
     named = [f"no. {number} of the search" for number in range(1, results.BEST + 1)]
     assert lines[0] == f"|  | by hand | {' | '.join(named)} |"
     assert lines[2:] == [
@@ -234,7 +234,7 @@ def test_the_table_of_a_search_sets_the_best_trials_beside_the_recipe_by_hand():
         "| learning rate | 0.004 | 0.004 | 0.004 | 0.004 | 0.004 |",
     ]
     trials[0]["mean"] = None
-    found = study_tables.search_table({"pictures": 1200, "epochs": 4, "trials": trials})
+    found = study_tables.search_table({"images": 1200, "epochs": 4, "trials": trials})
     assert "| validation mean | ended early |" in found
 
 

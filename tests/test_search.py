@@ -32,16 +32,16 @@ from helpers import SHORT, Tiny
 from training import runs, search
 
 class Slow(Tiny):
-    def forward(self, pictures):
+    def forward(self, images):
         time.sleep(float(sys.argv[4]))
-        return super().forward(pictures)
+        return super().forward(images)
 
 torch.set_num_threads(1)
 runs.SAVED_EVERY = 0.0
 splits = data.load("loc", "digits", sizes=(64, 32, 8), folder=pathlib.Path(sys.argv[2]), log=lambda text: None)
 study = search.open_study("tiny", sys.argv[1], beat=1)
 propose = lambda trial: (Slow, replace(SHORT, learning_rate=trial.suggest_float("learning_rate", 1e-3, 0.02, log=True)))
-search.search(study, int(sys.argv[3]), propose, splits, utils.Normalizer.fit(splits.train.pictures))
+search.search(study, int(sys.argv[3]), propose, splits, utils.Normalizer.fit(splits.train.images))
 """
 
 
@@ -237,6 +237,6 @@ def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
     for trials in (1, 2):
         command.main(["loc", "--trials", str(trials)])
         found = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["loc"]
-        assert (found["pictures"], found["epochs"], len(found["trials"])) == (48, 1, trials)
+        assert (found["images"], found["epochs"], len(found["trials"])) == (48, 1, trials)
     assert found["trials"][0]["params"].keys() == found["importance"].keys()
     assert found["trials"][0]["params"] == search.by_hand(models.CompactNet, training.OWN)

@@ -34,14 +34,14 @@ def test_plans_train_what_they_say(task):
     assert whole.settings == replace(training.OWN, epochs=study.EPOCHS)
     for trial in without:
         assert (trial.settings, trial.network) != (whole.settings, whole.network)
-        assert (trial.seeds, trial.pictures) == (study.SEEDS, study.PICTURES)
+        assert (trial.seeds, trial.images) == (study.SEEDS, study.IMAGES)
         training.assemble(trial.network, trial.settings)
     named = {trial.name: trial for trial in without}
     plan, many = study.plan_full_length(task), len(study.DECISIVE)
     decisive, searched = plan[:many], plan[many:]
     for trial in decisive:
         short = named[trial.name]
-        assert (trial.settings, trial.pictures) == (replace(short.settings, epochs=training.OWN.epochs), None)
+        assert (trial.settings, trial.images) == (replace(short.settings, epochs=training.OWN.epochs), None)
     assert {trial.name for trial in decisive} == set(study.DECISIVE)
     found = max(training.published_search(task)["trials"][1:], key=lambda each: each["mean"] or 0)["params"]
     first = searched[0]
@@ -67,12 +67,12 @@ def test_a_class_read_over_ten_channels_changes_the_accuracy_alone():
     labels[:, 0] = torch.tensor([1, 0.5, 0.5, 0.5, 0.5, 0])
     labels[:, 1, 0] = torch.tensor([1, 0.5, 0.5, 0.5, 0.5, 1])
     right = {False: 0, True: 0}
-    for picture, row, column in itertools.product(range(3), range(2), range(3)):
-        pc, *_, category = labels[picture, row, column]
-        cell = outputs[picture, :, row, column]
+    for image, row, column in itertools.product(range(3), range(2), range(3)):
+        pc, *_, class_id = labels[image, row, column]
+        cell = outputs[image, :, row, column]
         for ten in right:
             named = cell[5:].argmax() if ten else 0
-            right[ten] += int(cell[0] <= 0 or (pc == 1 and named == category))
+            right[ten] += int(cell[0] <= 0 or (pc == 1 and named == class_id))
     change = study.read_ten(outputs, labels) - reference_mean(outputs[:, :6], labels)
     assert right[False] != right[True]
     assert change == pytest.approx((right[True] - right[False]) / 18 / 2)
@@ -83,7 +83,7 @@ def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, mon
     splits, normal = sets["det"]
     run = training.fit(study.Unclaimed, splits, normal, replace(training.OWN, epochs=1))
     found = study.examine(run, splits, normal)
-    outputs = utils.infer(run.load(), splits.val.pictures, normal)
+    outputs = utils.infer(run.load(), splits.val.images, normal)
     matches = utils.match(outputs, splits.val.labels)
     assert found["missed"] == (matches.digit & ~matches.found).sum()
     assert found["map"] == utils.mean_average_precision(outputs, splits.val.labels).scores

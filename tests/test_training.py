@@ -51,13 +51,13 @@ def test_runs_are_continued_and_loaded(sets, undisturbed, tmp_path, task, recipe
 
 
 def order_of(seed, epoch):
-    """The order in which an epoch goes through pictures that carry their number in every pixel and in their labels."""
-    pictures = torch.arange(50, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 48, 60)
-    numbered = data.Split(pictures, torch.arange(50.0)[:, None].repeat(1, 6))
+    """The order in which an epoch goes through images that carry their number in every pixel and in their labels."""
+    images = torch.arange(50, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 48, 60)
+    numbered = data.Split(images, torch.arange(50.0)[:, None].repeat(1, 6))
     batches = list(loop.draw_batches(numbered, replace(SHORT, seed=seed), epoch))
-    assert [len(pictures) for pictures, _ in batches] == [16, 16, 16, 2]
+    assert [len(images) for images, _ in batches] == [16, 16, 16, 2]
     order = torch.cat([found for _, found in batches])[:, 5]
-    assert torch.equal(torch.cat([pictures for pictures, _ in batches])[:, 0, 0, 0], order)
+    assert torch.equal(torch.cat([images for images, _ in batches])[:, 0, 0, 0], order)
     return order.int().tolist()
 
 
@@ -70,11 +70,11 @@ def test_weights_and_the_order_of_every_epoch_follow_from_the_seed():
     assert not torch.equal(*weights)
 
 
-def test_unshuffled_pictures_come_as_they_are_stored(sets):
+def test_unshuffled_images_come_as_they_are_stored(sets):
     train = sets["loc"][0].train
     for epoch in (1, 2):
         batches = list(loop.draw_batches(train, replace(SHORT, shuffle=False), epoch))
-        assert torch.equal(torch.cat([pictures for pictures, _ in batches]), train.pictures)
+        assert torch.equal(torch.cat([images for images, _ in batches]), train.images)
 
 
 @pytest.mark.parametrize("interrupted_in", [None, 6])
@@ -112,7 +112,7 @@ def test_weights_decay_and_biases_do_not():
     assert decay == {True: RICH.weight_decay, False: 0.0}
 
 
-def test_training_pictures_are_shifted_anew_in_every_epoch(sets):
+def test_training_images_are_shifted_anew_in_every_epoch(sets):
     train = sets["loc"][0].train
     drawn = [torch.cat([found for _, found in loop.draw_batches(train, RICH, epoch)]) for epoch in (1, 1, 2)]
     assert torch.equal(*drawn[:2])
@@ -164,11 +164,11 @@ def test_hooks_are_called_in_order_with_the_state(sets):
         lambda found: called.append((found is state, len(state.history["val_mean"]), "done")),
     )
     assert loop.train(state, *sets["loc"], replace(SHORT, epochs=2), hooks) is state.history
-    steps = [(True, done, f"step {step}") for done in (0, 1) for step in range(1, 6)]  # 72 pictures by 16
+    steps = [(True, done, f"step {step}") for done in (0, 1) for step in range(1, 6)]  # 72 images by 16
     assert called == [*steps[:5], (True, 1, "done"), *steps[5:], (True, 2, "done")]
 
 
-def test_training_scores_are_those_of_the_training_pictures(sets, tmp_path):
+def test_training_scores_are_those_of_the_training_images(sets, tmp_path):
     splits, normal = sets["loc"]
     run = fit(sets, tmp_path, settings=replace(SHORT, learning_rate=0.0, epochs=1))
     assert run.train == pytest.approx(utils.evaluate(run.load(CPU), splits.train, normal), abs=1e-5)
@@ -207,7 +207,7 @@ def spoil(epoch):
 
 
 def test_a_network_that_diverges_in_its_first_epoch_stops_the_run(sets, tmp_path):
-    with pytest.raises(NonFiniteLoss, match=r"^epoch 1, step 3: .*: total nan, pc nan, box nan, category nan$"):
+    with pytest.raises(NonFiniteLoss, match=r"^epoch 1, step 3: .*: total nan, pc nan, box nan, class_id nan$"):
         fit(sets, tmp_path, hooks=spoil(1))
     assert not list(tmp_path.rglob("*.pt"))
 
@@ -279,8 +279,8 @@ def digest():
 @pytest.mark.parametrize(
     ("function", "old", "new"),
     [
-        (Tiny2.forward, "self.layers(pictures)", "self.layers(pictures) * 2"),
-        (labels.cells_to_picture, "COLUMNS", "ROWS"),  # in data, used by augment, which training uses
+        (Tiny2.forward, "self.layers(images)", "self.layers(images) * 2"),
+        (labels.cells_to_image, "COLUMNS", "ROWS"),  # in data, used by augment, which training uses
         (utils.combined_loss, "square().mean(1)", "square().sum(1)"),
         (utils.infer, "network.eval()", "network.train()"),  # within a decorator
         (boxes.snap, ".round()", ".floor()"),
@@ -288,7 +288,7 @@ def digest():
         (loop.draw_batches, "100_003", "100_004"),
         (utils.Normalizer.__call__, "div_(", "mul_("),  # used of arguments only, as are the next two
         (Settings.loss_weights.fget, "self.l1_weight, self.giou_weight", "self.giou_weight, self.l1_weight"),
-        (data.Split.to, "labels=self.labels", "labels=self.pictures"),
+        (data.Split.to, "labels=self.labels", "labels=self.images"),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
@@ -341,7 +341,7 @@ def test_other_settings_data_and_versions_make_another_run(sets, monkeypatch):
 
     other = {"optimizer": "adamw", "box_loss": "giou", "precision": "bfloat16", "warm_up": 0.5}
     found = [folder(), folder(models.SimpleNet), folder(splits=replace(splits, train=splits.train[:-1]))]
-    found += [folder(splits=changed(*part)) for part in itertools.product(("train", "val"), ("pictures", "labels"))]
+    found += [folder(splits=changed(*part)) for part in itertools.product(("train", "val"), ("images", "labels"))]
     found += [folder(normal=replace(normal, **{name: 0.25})) for name in ("mean", "std")]
     recipes = [replace(SHORT, **{name: other.get(name) or value + 1}) for name, value in asdict(SHORT).items()]
     found += [folder(settings=recipe) for recipe in recipes]
@@ -350,7 +350,7 @@ def test_other_settings_data_and_versions_make_another_run(sets, monkeypatch):
             patch.setattr(module, name, 3.0)
             found.append(folder())
     assert len(set(found)) == len(found)
-    assert folder(splits=changed("test", "pictures")) == found[0]  # on which no number of a run depends
+    assert folder(splits=changed("test", "images")) == found[0]  # on which no number of a run depends
     assert folder(normal=replace(normal, mean=normal.mean + 1e-9)) == found[0]  # as another processor has it
 
 
@@ -381,10 +381,10 @@ def test_what_a_lab_has_saved_a_published_lab_reads(sets, tmp_path, monkeypatch,
         monkeypatch.setattr(runs, "provenance", lambda device=device: {"device": device})
         lab = training.Lab("loc", profile)
         made = lab.train(networks)
-    assert lab.normal == utils.Normalizer.fit(lab.splits.train.pictures)  # of no other pictures
+    assert lab.normal == utils.Normalizer.fit(lab.splits.train.images)  # of no other images
     said = capsys.readouterr().out
-    assert "Tiny: trained, 24 pictures, best epoch" in said
-    assert "CompactNet: loaded, 72 pictures, best epoch 1 of 1" in said
+    assert "Tiny: trained, 24 images, best epoch" in said
+    assert "CompactNet: loaded, 72 images, best epoch 1 of 1" in said
     tests, fits = [lab.test(run) for run in reversed(made)], lab.score_fit(made)
     assert fits["Tiny"] == utils.evaluate(made[0].load(), sets["loc"][0].train[:24], lab.normal)
     saved = lab.save(made, tests, lab.test_baselines(), fits)
@@ -401,7 +401,7 @@ def test_what_a_lab_has_saved_a_published_lab_reads(sets, tmp_path, monkeypatch,
     monkeypatch.setattr(training.lab, "fit", lambda *about: pytest.fail("trained"))
     lab = training.open_lab("loc")
     found = lab.train(networks)
-    assert "CompactNet: published, 72 pictures" in capsys.readouterr().out
+    assert "CompactNet: published, 72 images" in capsys.readouterr().out
     for run, before in zip(found, made, strict=True):
         assert (run.history, run.settings, run.trained_on) == (before.history, before.settings, {"device": "a CPU"})
     again = [lab.test(run) for run in reversed(found)]
@@ -465,10 +465,10 @@ def test_weights_that_cannot_be_used_are_named(undisturbed, tmp_path, change, me
     assert "\n" not in str(stopped.value)
 
 
-def test_outputs_of_the_first_validation_pictures_are_kept_after_every_epoch(sets, undisturbed):
+def test_outputs_of_the_first_validation_images_are_kept_after_every_epoch(sets, undisturbed):
     (splits, normal), run = sets["loc"], undisturbed["loc", SHORT]
     assert len(run.watched) == len(run.history["seconds"])
-    found = utils.infer(run.load(CPU), splits.val.pictures, normal)[: loop.WATCHED]
+    found = utils.infer(run.load(CPU), splits.val.images, normal)[: loop.WATCHED]
     torch.testing.assert_close(torch.tensor(run.watched[run.best_epoch - 1]), found, rtol=1e-4, atol=1e-5)
 
 

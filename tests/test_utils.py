@@ -16,7 +16,7 @@ from training import boxes
 from training.reference import published_curves, reference_mean
 
 LN2, LN3 = math.log(2), math.log(3)
-SHAPES = {"loc": ((15,), (6,)), "det": ((6, 2, 3), (2, 3, 6))}  # of one picture's outputs and labels
+SHAPES = {"loc": ((15,), (6,)), "det": ((6, 2, 3), (2, 3, 6))}  # of one image's outputs and labels
 EMPTY = (0.0, -1.0, -1.0, -1.0, -1.0, 1.0)
 MEASURE = ("accuracy", "iou", "mean", "digit_accuracy", "iou_all")
 FULL_BOX = (0.5, 0.5, 0.2, 0.4)
@@ -34,7 +34,7 @@ def splits(tmp_path_factory):
 
 
 def random_case(task, count=40, share=0.4, seed=0):
-    """Random outputs and labels in float64; about `share` of the pictures (cells) hold a digit."""
+    """Random outputs and labels in float64; about `share` of the images (cells) hold a digit."""
     rng = torch.Generator().manual_seed(seed)
     outputs = torch.randn(count, *SHAPES[task][0], generator=rng, dtype=torch.float64)
     labels = torch.rand(count, *SHAPES[task][1], generator=rng, dtype=torch.float64)
@@ -45,11 +45,11 @@ def random_case(task, count=40, share=0.4, seed=0):
 
 
 def rows(outputs, labels):
-    """Outputs and labels with a row per picture or cell, one after the other and so without any reshaping."""
+    """Outputs and labels with a row per image or cell, one after the other and so without any reshaping."""
     if labels.ndim == 2:
         return outputs, labels
     places = list(itertools.product(range(len(labels)), range(2), range(3)))
-    outputs = torch.stack([outputs[picture, :, row, column] for picture, row, column in places])
+    outputs = torch.stack([outputs[image, :, row, column] for image, row, column in places])
     return outputs, torch.stack([labels[place] for place in places])
 
 
@@ -61,10 +61,10 @@ def masked_loss(outputs, labels):
     outputs, labels = outputs[digit], labels[digit]
     box = F.mse_loss(outputs[:, 1:5], labels[:, 1:5])
     if outputs.shape[1] == 15:
-        category = F.cross_entropy(outputs[:, 5:], labels[:, 5].long())
+        class_id = F.cross_entropy(outputs[:, 5:], labels[:, 5].long())
     else:
-        category = F.binary_cross_entropy_with_logits(outputs[:, 5], labels[:, 5])
-    return pc + box + category, pc, box, category
+        class_id = F.binary_cross_entropy_with_logits(outputs[:, 5], labels[:, 5])
+    return pc + box + class_id, pc, box, class_id
 
 
 @pytest.mark.parametrize("task", ["loc", "det"])
@@ -100,7 +100,7 @@ def test_smoothing_moves_a_share_of_the_class_to_all_classes_alike(task, classes
     if task == "det":
         outputs, labels = outputs[..., None, None].expand(1, 6, 2, 3), labels.expand(1, 2, 3, 6)
     found = utils.combined_loss(outputs, labels, weights=utils.LossWeights(smoothing=0.2))
-    assert found.category.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert found.class_id.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def loss_and_gradient(loss, outputs, *rest):
@@ -112,9 +112,9 @@ def loss_and_gradient(loss, outputs, *rest):
 
 
 @pytest.mark.parametrize("divisor", [1, 255], ids=["bytes", "floats"])
-def test_normalizer_takes_mean_and_deviation_of_the_pictures_it_is_fit_to(splits, divisor):
+def test_normalizer_takes_mean_and_deviation_of_the_images_it_is_fit_to(splits, divisor):
     parts = splits["loc"].train, splits["loc"].val
-    train, val = (part.pictures if divisor == 1 else part.pictures / 255 for part in parts)
+    train, val = (part.images if divisor == 1 else part.images / 255 for part in parts)
     before, pixels = val.clone(), train.numpy() / (255 / divisor)
     normal = utils.Normalizer.fit(train)
     assert (normal.mean, normal.std) == pytest.approx((pixels.mean(), pixels.std()), abs=1e-6)
@@ -123,16 +123,16 @@ def test_normalizer_takes_mean_and_deviation_of_the_pictures_it_is_fit_to(splits
     assert torch.equal(val, before)
 
 
-def test_normalizer_is_exact_over_more_pictures_than_are_summed_at_a_time():
-    pictures = torch.full((5000, 1, 2, 2), 0.5)
-    pictures[4096:] = 1
+def test_normalizer_is_exact_over_more_images_than_are_summed_at_a_time():
+    images = torch.full((5000, 1, 2, 2), 0.5)
+    images[4096:] = 1
     share = (5000 - 4096) / 5000
-    normal = utils.Normalizer.fit(pictures)
+    normal = utils.Normalizer.fit(images)
     assert (normal.mean, normal.std) == pytest.approx(((1 + share) / 2, math.sqrt(share * (1 - share)) / 2), abs=1e-12)
 
 
 @pytest.mark.parametrize("value", [0, 77, 255, 0.0, 0.3])
-def test_pictures_of_one_value_cannot_be_normalized(value):
+def test_images_of_one_value_cannot_be_normalized(value):
     dtype = torch.uint8 if isinstance(value, int) else torch.float32
     with pytest.raises(ValueError, match="differ"):
         utils.Normalizer.fit(torch.full((7, 1, 48, 60), value, dtype=dtype))
@@ -147,9 +147,9 @@ def test_loss_of_localization_by_hand():
     labels = torch.tensor([[1, 0.5, 0.5, 0.2, 0.4, 3], EMPTY, [1, 0.5, 0.5, 0.2, 0.2, 0]])
     pc = (LN2 + 2 * LN2 + 2 * LN2) / 3  # -ln 1/2, -ln(1 - 3/4), -ln 1/4
     box = ((0.1**2 + 0 + 0.2**2 + 0) / 4 + (1 + 1 + 1 + 1) / 4) / 2
-    category = (math.log(10) + LN2) / 2
+    class_id = (math.log(10) + LN2) / 2
     found = torch.stack(utils.combined_loss(torch.stack(outputs), labels))
-    assert found.tolist() == pytest.approx([pc + box + category, pc, box, category], abs=1e-6)
+    assert found.tolist() == pytest.approx([pc + box + class_id, pc, box, class_id], abs=1e-6)
 
 
 def test_loss_of_detection_by_hand():
@@ -160,9 +160,9 @@ def test_loss_of_detection_by_hand():
     labels = det_labels({(0, 1): (1, 0.5, 0.5, 1.25, 1.5, 1), (1, 2): (1, 0.5, 0.5, 1.0, 1.0, 0)})
     pc = (4 * LN2 + math.log(4 / 3) + LN2) / 6  # four empty cells, -ln 3/4, -ln 1/2
     box = ((0.5**2 + 0 + 0 + 0) / 4 + (1**2 + 1**2 + 2**2 + 0) / 4) / 2
-    category = (math.log(4 / 3) + math.log(4)) / 2  # class 1 with 3/4, class 0 with 1/4
+    class_id = (math.log(4 / 3) + math.log(4)) / 2  # class 1 with 3/4, class 0 with 1/4
     found = torch.stack(utils.combined_loss(outputs, labels))
-    assert found.tolist() == pytest.approx([pc + box + category, pc, box, category], abs=1e-6)
+    assert found.tolist() == pytest.approx([pc + box + class_id, pc, box, class_id], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_giou_loss_by_hand(outputs, labels):
     found, squares = utils.combined_loss(outputs, labels, "giou"), utils.combined_loss(outputs, labels)
     giou = 0 - (0.36 - 0.32) / 0.36
     assert found.box.item() == pytest.approx(5 * 0.5 + 1 - giou, abs=1e-5)
-    assert (found.pc, found.category) == (squares.pc, squares.category)
+    assert (found.pc, found.class_id) == (squares.pc, squares.class_id)
 
 
 @pytest.mark.parametrize("share", [0.1, 1.0])
@@ -244,19 +244,19 @@ def test_scores_of_localization_by_hand():
         loc_row(0.1, SHIFTED_BOX, c5=4.0, c6=5.0),  # found, but called 6: wrong, IoU 1/3
         loc_row(-0.1, FULL_BOX, c2=4.0),  # missed: wrong, though class and box are right
         loc_row(-3.0, FULL_BOX),  # empty and said so: right
-        loc_row(0.2, FULL_BOX),  # false alarm: wrong
+        loc_row(0.2, FULL_BOX),  # false positive: wrong
         loc_row(0.0, FULL_BOX),  # empty, and a digit is not more likely than none: right
     ]
     outputs = torch.stack(outputs)
-    labels = torch.tensor([*((1, *FULL_BOX, category) for category in (3, 5, 2)), EMPTY, EMPTY, EMPTY])
+    labels = torch.tensor([*((1, *FULL_BOX, class_id) for class_id in (3, 5, 2)), EMPTY, EMPTY, EMPTY])
     found = utils.score(outputs, labels)
     assert [found[name] for name in MEASURE] == pytest.approx([3 / 6, 2 / 3, (3 / 6 + 2 / 3) / 2, 1 / 3, 4 / 9])
     matches = utils.match(outputs, labels)
     assert matches.digit.nonzero().flatten().tolist() == [0, 1, 2]
     assert matches.found.nonzero().flatten().tolist() == [0, 1, 4]
     assert matches.right.nonzero().flatten().tolist() == [0, 3, 5]
-    assert matches.category.tolist()[:3] == [3, 6, 2]
-    assert matches.true_category.tolist() == [3, 5, 2, -1, -1, -1]
+    assert matches.class_id.tolist()[:3] == [3, 6, 2]
+    assert matches.true_class_id.tolist() == [3, 5, 2, -1, -1, -1]
     assert matches.iou.tolist() == pytest.approx([1, 1 / 3, 1, 0, 0, 0], abs=1e-6)
 
 
@@ -267,29 +267,29 @@ def test_scores_of_detection_by_hand():
         (0, 2): (1.0, *SHIFTED_BOX, -2.0),  # class 1 called 0: wrong, IoU 1/3
         (1, 0): (-1.0, *FULL_BOX, -2.0),  # missed: wrong
         (1, 1): (-1.0, *FULL_BOX, 2.0),  # empty and said so: right
-        (1, 2): (1.0, *FULL_BOX, 2.0),  # false alarm: wrong
+        (1, 2): (1.0, *FULL_BOX, 2.0),  # false positive: wrong
     }
     labels = det_labels(
-        {(number // 3, number % 3): (1, *FULL_BOX, category) for number, category in enumerate((1, 0, 1, 0))}
+        {(number // 3, number % 3): (1, *FULL_BOX, class_id) for number, class_id in enumerate((1, 0, 1, 0))}
     )
     outputs, overlap = det_outputs(cells), 1 + 1 / 2 + 1 / 3
     found = utils.score(outputs, labels)
     expected = [3 / 6, overlap / 3, (3 / 6 + overlap / 3) / 2, 2 / 4, overlap / 4]
     assert [found[name] for name in MEASURE] == pytest.approx(expected)
     matches = utils.match(outputs, labels)
-    assert matches.category.tolist() == [1, 0, 0, 0, 1, 1]
+    assert matches.class_id.tolist() == [1, 0, 0, 0, 1, 1]
     assert matches.right.tolist() == [True, True, False, False, True, False]
 
 
-@pytest.mark.parametrize(("share", "presence"), [(0.4, -1.0), (0.0, 1.0), (0.0, -1.0)])
+@pytest.mark.parametrize(("share", "confidence"), [(0.4, -1.0), (0.0, 1.0), (0.0, -1.0)])
 @both_tasks
-def test_iou_is_0_where_nothing_is_found_or_nothing_there(task, share, presence):
+def test_iou_is_0_where_nothing_is_found_or_nothing_there(task, share, confidence):
     outputs, labels = random_case(task, share=share)
-    outputs[:, 0] = presence
+    outputs[:, 0] = confidence
     found = utils.score(outputs, labels)
     assert all(math.isfinite(value) for value in found.values())
     assert (found["iou"], found["iou_all"], found["digit_accuracy"]) == (0, 0, 0)
-    assert found["accuracy"] == pytest.approx((labels[..., 0] == 0).double().mean().item() if presence < 0 else 0)
+    assert found["accuracy"] == pytest.approx((labels[..., 0] == 0).double().mean().item() if confidence < 0 else 0)
     assert found["mean"] == pytest.approx(found["accuracy"] / 2)
 
 
@@ -309,32 +309,32 @@ def test_boxes_of_negative_size_overlap_nothing():
 def test_outputs_hang_neither_on_the_batch_size_nor_on_the_others_in_the_batch(splits):
     torch.manual_seed(0)
     network, train = models.SimpleNet2().train(), splits["det"].train  # with batch norm
-    normal = utils.Normalizer.fit(train.pictures)
-    found = utils.infer(network, train.pictures, normal, batch_size=7)
+    normal = utils.Normalizer.fit(train.images)
+    found = utils.infer(network, train.images, normal, batch_size=7)
     assert not network.training
     with torch.no_grad():
-        alone = torch.cat([network(normal(picture[None])) for picture in train.pictures])
+        alone = torch.cat([network(normal(image[None])) for image in train.images])
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
     assert utils.evaluate(network, train, normal) == pytest.approx(utils.score(alone, train.labels), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("outputs", "box", "category", "score"),
+    ("outputs", "box", "class_id", "score"),
     [
         # Cell (1, 2) begins at (40, 24) and is 20 x 24 pixels: centre (50, 30), size (16, 12).
         (det_outputs({(1, 2): (LN3, 0.5, 0.25, 0.8, 0.5, math.log(4))}), (42, 24, 58, 36), 1, 3 / 4 * 4 / 5),
         (det_outputs({(0, 1): (LN3, 0.5, 0.5, 1.0, 1.0, -math.log(4))}), (20, 0, 40, 24), 0, 3 / 4 * 4 / 5),
         # Class 7 with 9 / (9 + 9).
         (loc_row(LN3, (0.5, 0.5, 0.2, 0.5), c7=math.log(9))[None], (24, 12, 36, 36), 7, 3 / 4 * 1 / 2),
-        (loc_row(LN3, (0.0, 1.0, 0.5, 0.5), c0=99.0)[None], (0, 36, 15, 48), 0, 3 / 4),  # cut to the picture
+        (loc_row(LN3, (0.0, 1.0, 0.5, 0.5), c0=99.0)[None], (0, 36, 15, 48), 0, 3 / 4),  # cut to the image
         (loc_row(LN3, (0.5, 0.5, 3.0, -1.0), c0=99.0)[None], (0, 24, 60, 24), 0, 3 / 4),  # no height, nothing swapped
     ],
     ids=["class 1", "class 0", "loc", "cut", "negative"],
 )
-def test_decode_by_hand(outputs, box, category, score):
+def test_decode_by_hand(outputs, box, class_id, score):
     (found,) = utils.decode(outputs)
     assert found["boxes"].tolist() == [pytest.approx(box, abs=1e-4)]
-    assert found["labels"].tolist() == [category]
+    assert found["labels"].tolist() == [class_id]
     assert found["scores"].tolist() == pytest.approx([score], abs=1e-6)
 
 
@@ -348,11 +348,11 @@ def test_decode_keeps_what_reaches_the_threshold_best_first(task, threshold):
         for cell in numbers.reshape(-1, numbers[0].numel()).T:
             probabilities = cell[5:].softmax(0) if task == "loc" else torch.stack((-cell[5], cell[5])).sigmoid()
             if cell[0].sigmoid() >= threshold:
-                score, category = probabilities.max(0)
-                expected.append(((cell[0].sigmoid() * score).item(), category.item()))
+                score, class_id = probabilities.max(0)
+                expected.append(((cell[0].sigmoid() * score).item(), class_id.item()))
         expected.sort(reverse=True)
         assert found["scores"].tolist() == pytest.approx([score for score, _ in expected])
-        assert found["labels"].tolist() == [category for _, category in expected]
+        assert found["labels"].tolist() == [class_id for _, class_id in expected]
         assert found["boxes"].shape == (len(expected), 4)
 
 
@@ -375,7 +375,7 @@ def test_suppression_by_hand():
         (0, 2): (0.5, -1.0, 0.5, 0.8, 0.5, -9.0),  # class 0, (12, 6, 28, 18)
     }
     outputs = det_outputs(cells, {(0, 2): cells[(0, 2)]})
-    # Another class and another picture are left alone; 14 / 18 is 0.778.
+    # Another class and another image are left alone; 14 / 18 is 0.778.
     for nms_iou, expected in ((None, [10, 12, 12]), (0.3, [10, 12]), (0.77, [10, 12]), (0.79, [10, 12, 12])):
         lefts = [found["boxes"][:, 0].round().tolist() for found in utils.decode(outputs, nms_iou=nms_iou)]
         assert lefts == [expected, [12]]
@@ -411,26 +411,26 @@ def test_map_is_1_for_perfect_predictions_and_0_without_any_and_without_digits(s
 
 
 @pytest.mark.parametrize(
-    ("presence", "height", "expected"),
+    ("confidence", "height", "expected"),
     [
         # Precision is 1 up to recall 1/2 and then 0; of COCO's 101 recalls 0, 0.01, ... 1, 51 are at most 1/2.
         ((20.0, -20.0, -20.0), 0.4, (51 / 101, 51 / 101, 51 / 101)),
         ((20.0, -1.0, -20.0), 0.4, (1, 1, 1)),  # accuracy counts a sigmoid of 0.27 as missed
         ((20.0, 20.0, -20.0), 0.256, (3 / 10, 1, 0)),  # IoU 0.64: the first three of .50, .55 ... .95
         ((1.0, 1.5, 2.0), 0.4, (2 / 3, 2 / 3, 2 / 3)),  # precision 0/1, 1/2, 2/3, so 2/3 at every recall
-        ((3.0, 3.5, 2.0), 0.4, (1, 1, 1)),  # the false alarm comes after all has been found
+        ((3.0, 3.5, 2.0), 0.4, (1, 1, 1)),  # the false positive comes after all has been found
     ],
-    ids=["a miss", "unsure", "nearly right", "a surer false alarm", "a less sure one"],
+    ids=["a miss", "unsure", "nearly right", "a surer false positive", "a less sure one"],
 )
-def test_map_of_two_digits_and_an_empty_picture_by_hand(presence, height, expected):
-    outputs = torch.stack([loc_row(pc, (0.5, 0.5, 0.2, height), c3=40.0) for pc in presence])
+def test_map_of_two_digits_and_an_empty_image_by_hand(confidence, height, expected):
+    outputs = torch.stack([loc_row(pc, (0.5, 0.5, 0.2, height), c3=40.0) for pc in confidence])
     labels = torch.tensor([(1, *FULL_BOX, 3), (1, *FULL_BOX, 3), EMPTY])
     assert map_of(outputs, labels) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("snapped", [True, False])  # IoUs of whole-pixel boxes lie on thresholds
 @both_tasks
-def test_map_is_the_same_for_pictures_side_by_side_as_one_by_one(splits, task, snapped, monkeypatch):
+def test_map_is_the_same_for_images_side_by_side_as_one_by_one(splits, task, snapped, monkeypatch):
     labels = splits[task].train.labels[:40]
     outputs = perfect_outputs(labels)
     rng = torch.Generator().manual_seed(1)

@@ -1,14 +1,12 @@
 """Trains networks, resumably, and keeps the books. `open_lab(task)` is what the notebooks begin with."""
 
-from training.baselines import visible_outputs
 from training.colab import prepare_colab
-from training.keys import provenance
 from training.lab import Lab, open_lab
 from training.layers import Layer, list_layers, source_of
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
 from training.progress import forgive_output
-from training.results import BASELINES, published_results, published_search, published_studies, select_best
-from training.runs import RunInUse, fit
+from training.results import BASELINES, published_results, published_search, select_best
+from training.runs import RunInUse, fit, load_weights, provenance, save_weights
 from training.settings import (
     NAMES,
     OWN,
@@ -21,7 +19,7 @@ from training.settings import (
     describe,
     runs_folder,
 )
-from training.study_tables import search_table, study_table
+from training.study import read_rows
 from training.tables import (
     compare_runs,
     fit_table,
@@ -29,5 +27,6 @@ from training.tables import (
     markdown_table,
     print_scores,
     results_table,
+    search_table,
+    study_table,
 )
-from training.weights import load_weights, save_weights

@@ -12,7 +12,7 @@ import models
 
 
 class Layer(NamedTuple):
-    """A layer with weights, or one that changes the picture's size."""
+    """A layer with weights, or one that changes the image's size."""
 
     kind: str  # "convolution", "linear", "batch norm", "max pooling", "pixels to channels"
     kernel: tuple[int, ...]  # height and width, () where it has none
@@ -49,10 +49,10 @@ def list_layers(network: nn.Module) -> list[Layer]:
 
     hooks = [layer.register_forward_hook(note) for layer in network.modules() if type(layer) in KINDS]
     was_training = network.training
-    network.eval()  # batch norm has no statistics of a single empty picture
+    network.eval()  # batch norm has no statistics of a single empty image
     try:
         with torch.inference_mode():
-            network(torch.zeros(1, *models.PICTURE))
+            network(torch.zeros(1, *models.IMAGE))
     finally:
         network.train(was_training)
         for hook in hooks:
@@ -70,7 +70,7 @@ def stage_sizes(network: models.GridNetwork) -> dict[str, tuple[int, ...]]:
 
     parts = {**dict(network.backbone.named_children()), "head": network.head}
     hooks = [part.register_forward_hook(note(name)) for name, part in parts.items()]
-    network.eval()(torch.zeros(1, *models.PICTURE))
+    network.eval()(torch.zeros(1, *models.IMAGE))
     for hook in hooks:
         hook.remove()
     return sizes

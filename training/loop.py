@@ -1,11 +1,10 @@
-"""Builds a network and trains it. Nothing here knows of files or displays: what is told meanwhile goes to two hooks."""
+"""Builds a network and trains it. Nothing here knows of files or displays: who wants to follow passes two hooks."""
 
-import ctypes
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +14,10 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 import models
 import utils
 from data import Split, Splits, augment
-from training.boxes import BoundedBoxes, PostProcess
-from training.reference import reference_mean
 from training.settings import Settings
 
 SCORES = ("loss", "loss_pc", "loss_box", "loss_class", "accuracy", "iou", "digit_accuracy", "iou_all", "mean")
-WATCHED = 3  # validation pictures whose outputs are kept after every epoch, to see boxes develop
-REFERENCE_MEAN = "reference_mean"  # the mean accuracy by the reference's own measure, in a column of its own
+VAL_SAMPLES = 3  # validation images whose outputs are kept after every epoch, to see boxes develop
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -35,8 +31,9 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler | None  # steps with every batch
+    precision: str  # "float32" or "bfloat16", of the convolutions in training
     history: dict[str, list[float]] = field(default_factory=dict)  # a list per column, an entry per epoch
-    watched: list[list] = field(default_factory=list)  # per epoch the outputs for the first WATCHED validation pictures
+    val_samples: list[list] = field(default_factory=list)  # per epoch the outputs for the first validation images
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # after the best epoch so far, on the CPU
 
     @property
@@ -80,20 +77,23 @@ def best_epoch(history: dict[str, list[float]]) -> int:
     return means.index(max(means)) + 1
 
 
-def assemble(network: type[nn.Module], settings: Settings) -> nn.Module:
-    """The network as the settings want it, with new weights."""
-    model = network()
-    if settings.bounded_boxes and not getattr(model, "bounded", False):
-        model = BoundedBoxes(model)
-    return PostProcess(model) if settings.snap_to_pixels else model
+def assemble(network: type[nn.Module], settings: Settings, normalize: utils.Normalize) -> nn.Sequential:
+    """The network as the settings want it, with new weights: raw images go in, and finished outputs come out."""
+    options = {name: getattr(settings, name) for name in getattr(network, "OPTIONS", ())}
+    layers = [normalize, network(**options)]
+    if settings.round_edges and "round_edges" not in options:
+        layers.append(models.BoundedBoxes())  # GIoU has no gradient for boxes of negative size
+    return nn.Sequential(*layers)
 
 
-def build(network: type[nn.Module], settings: Settings, device: torch.device, pictures: int = 1) -> TrainState:
-    """The network with its initial weights, which follow from the seed alone, and what trains it on so many
-    pictures."""
+def build(
+    network: type[nn.Module], settings: Settings, normalize: utils.Normalize, n_train: int = 1,
+    precision: str = "float32", device: torch.device | str = "cpu",
+) -> TrainState:  # fmt: skip
+    """The network with its initial weights, which follow from the seed alone, and what trains it on so many images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = assemble(network, settings)  # on the CPU, so that every device starts from the same weights
+        model = assemble(network, settings, normalize)  # on the CPU, so that every device starts from the same weights
     model.to(device, memory_format=torch.channels_last)  # 1.3 times as fast in training on a CPU
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
@@ -107,16 +107,15 @@ def build(network: type[nn.Module], settings: Settings, device: torch.device, pi
     schedule = None
     if settings.one_cycle:
         # OneCycleLR divides by 0 where the rise is one step.
-        steps = max(math.ceil(2 / settings.warm_up), settings.epochs * math.ceil(pictures / settings.batch_size))
+        steps = max(math.ceil(2 / settings.warm_up), settings.epochs * math.ceil(n_train / settings.batch_size))
         schedule = OneCycleLR(optimizer, rate, steps, pct_start=settings.warm_up, cycle_momentum=False)
-    return TrainState(model, optimizer, schedule)
+    return TrainState(model, optimizer, schedule, precision)
 
 
-def train(
-    state: TrainState, splits: Splits, normal: utils.Normalizer, settings: Settings, hooks: Hooks | None = None
-) -> dict[str, list[float]]:
-    """Train the epochs that the state's history lacks, and return the history: per epoch the learning rate, the
-    seconds, and the scores (see `utils.score`) on training and validation pictures.
+def train(state: TrainState, splits: Splits, settings: Settings, hooks: Hooks | None = None) -> dict[str, list[float]]:
+    """Train the epochs that the state's history lacks, and return the history: per epoch the seconds, the mean of the
+    loss that was minimized, "train_objective", and the scores (see `utils.score` and `utils.reference_means`) on
+    training and validation images.
 
     Training scores are those of the outputs that the network was trained on, while its weights changed. Raises
     NonFiniteLoss, which leaves the state spoilt.
@@ -125,74 +124,78 @@ def train(
     device = next(state.model.parameters()).device
     train, val = splits.train.to(device), splits.val.to(device)
     while state.epoch < settings.epochs:
-        began = time.perf_counter()
-        outputs, labels = train_epoch(state, train, normal, settings, hooks.on_step)
-        found, scores = utils.infer(state.model, val.pictures, normal), {}
-        for part, answers, truth in (("train", outputs, labels), ("val", found, val.labels)):
-            scores |= {f"{part}_{name}": value for name, value in utils.score(answers, truth).items()}
-            scores[f"{part}_{REFERENCE_MEAN}"] = reference_mean(answers, truth)
+        start = time.perf_counter()
+        outputs, labels, objective = train_epoch(state, train, settings, hooks.on_step)
+        val_outputs, scores = utils.infer(state.model, val.images), {"train_objective": objective.item()}
+        for part, predicted, truth in (("train", outputs, labels), ("val", val_outputs, val.labels)):
+            both = utils.score(predicted, truth) | utils.reference_means(predicted, truth)
+            scores |= {f"{part}_{name}": value for name, value in both.items()}
         for name, value in scores.items():
             if not math.isfinite(value):  # the last step may have spoilt the weights: never recorded
                 raise NonFiniteLoss(f"epoch {state.epoch + 1}: {name} is {value}")
-        rate = state.optimizer.param_groups[0]["lr"]
-        state.watched.append(found[:WATCHED].tolist())
-        state.record({**scores, "learning_rate": rate, "seconds": time.perf_counter() - began})
+        state.val_samples.append(val_outputs[:VAL_SAMPLES].tolist())
+        state.record({**scores, "seconds": time.perf_counter() - start})
         hooks.on_epoch(state)
     return state.history
 
 
 def train_epoch(
-    state: TrainState,
-    train: Split,
-    normal: utils.Normalizer,
-    settings: Settings,
-    on_step: Callable[[TrainState, int], None],
-) -> tuple[Tensor, Tensor]:
-    """One pass over all pictures. Returns the outputs that the network gave when it was trained on them, in that
-    order, and their labels. On a GPU the losses stay there until the end, where a bad one is then found."""
+    state: TrainState, train: Split, settings: Settings, on_step: Callable[[TrainState, int], None] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass over all images. Returns the outputs that the network gave when it was trained on them, in that order,
+    their labels, and the mean loss. On a GPU the losses stay there until the end, where a bad one is then found."""
     state.model.train()
     losses, outputs, targets = [], [], []
-    for step, (pictures, labels) in enumerate(draw_batches(train, settings, state.epoch + 1), 1):
-        found, loss = find_and_compare(state.model, normal(pictures), labels, settings)
+    for step, (images, labels) in enumerate(draw_batches(train, settings, state.epoch + 1), 1):
+        predicted, loss = forward_and_loss(state.model, images, labels, settings, state.precision)
         state.optimizer.zero_grad()
         loss.total.backward()
         state.optimizer.step()
         if state.schedule:
             state.schedule.step()
         losses.append(torch.stack(loss).detach())
-        outputs.append(found.detach())
+        outputs.append(predicted.detach())
         targets.append(labels)
-        if found.device.type == "cpu":
+        if predicted.device.type == "cpu":
             check_finite(losses[-1:], state.epoch + 1, step)
-        on_step(state, step)
+        if on_step:
+            on_step(state, step)
     check_finite(losses, state.epoch + 1, 1)
-    return torch.cat(outputs), torch.cat(targets)
+    return torch.cat(outputs), torch.cat(targets), torch.stack(losses)[:, 0].mean()
 
 
-def find_and_compare(
-    model: nn.Module, pictures: Tensor, labels: Tensor, settings: Settings
+def forward_and_loss(
+    model: nn.Module, images: Tensor, labels: Tensor, settings: Settings, precision: str = "float32"
 ) -> tuple[Tensor, utils.Loss]:
-    """The outputs of a network in training for normalised pictures (B, 1, 48, 60), and their loss."""
-    with torch.autocast(pictures.device.type, torch.bfloat16, settings.precision == "bfloat16"):
-        found = model(pictures.contiguous(memory_format=torch.channels_last))
-    outputs, edges = found if isinstance(found, models.Answers) else (found.float(), None)
-    return outputs, utils.combined_loss(outputs, labels, settings.box_loss, edges, settings.loss_weights)
+    """The outputs, float32, of a network in training for images (B, 1, 48, 60), and their loss."""
+    with torch.autocast(images.device.type, torch.bfloat16, precision == "bfloat16"):
+        outputs = model(images)
+    outputs, edges = outputs if isinstance(outputs, models.TrainOutputs) else (outputs.float(), None)
+    box_loss = utils.squared_error
+    if settings.box_loss == "giou":
+        box_loss = partial(utils.l1_giou, l1_weight=settings.l1_weight, giou_weight=settings.giou_weight)
+    weights = settings.box_weight, settings.class_weight, settings.label_smoothing
+    loss = utils.combined_loss(outputs, labels, box_loss, *weights)
+    if edges is not None:
+        extra = settings.edge_weight * utils.edge_loss(edges, labels)
+        loss = loss._replace(total=loss.total + extra, box=loss.box + extra)
+    return outputs, loss
 
 
 def draw_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures (B, 1, 48, 60) and labels (B, 6) or (B, 2, 3, 6) of each batch, in an order and with shifts and
-    stretches that are drawn from seed and epoch: on the CPU, so that every device gets the same."""
-    device = train.pictures.device
+    """Images (B, 1, 48, 60) and labels (B, 6) or (B, 2, 3, 6) of each batch, in an order and with shifts and stretches
+    that are drawn from seed and epoch: on the CPU, so that every device gets the same."""
+    device = train.images.device
     rng = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
     order = torch.randperm(len(train), generator=rng) if settings.shuffle else torch.arange(len(train))
     order = order.to(device)
     moves = settings.max_shift or settings.max_stretch
     draws = torch.rand(len(train), 4, generator=rng).to(device) if moves else None
     for index in order.split(settings.batch_size):
-        pictures, labels = train.pictures[index], train.labels[index]
+        images, labels = train.images[index], train.labels[index]
         if draws is not None:
-            pictures, labels = augment.move(pictures, labels, settings.max_shift, settings.max_stretch, draws[index])
-        yield pictures, labels
+            images, labels = augment.move(images, labels, settings.max_shift, settings.max_stretch, draws[index])
+        yield images, labels
 
 
 def check_finite(losses: list[Tensor], epoch: int, first: int) -> None:
@@ -202,31 +205,3 @@ def check_finite(losses: list[Tensor], epoch: int, first: int) -> None:
         bad = int(wrong.nonzero()[0])
         terms = ", ".join(f"{name} {value:g}" for name, value in zip(utils.Loss._fields, losses[bad].tolist()))
         raise NonFiniteLoss(f"epoch {epoch}, step {first + bad}: the loss is not finite: {terms}")
-
-
-def overfit(
-    network: type[nn.Module], batch: Split, normal: utils.Normalizer, settings: Settings, steps: int
-) -> list[float]:
-    """Sanity check: the loss before each of `steps` steps of Adam on one batch. It should come down to little."""
-    keep_freed_memory()
-    device = batch.pictures.device
-    model = build(network, settings, device).model
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)  # gets there in fewer steps than plain SGD
-    pictures, losses = normal(batch.pictures), []
-    for _ in range(steps):
-        loss = find_and_compare(model, pictures, batch.labels, settings)[1].total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses).tolist()
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next step instead of giving it back to the system, which would have to
-    clear every page of every activation and gradient again: training on a CPU is up to 1.5 times as fast."""
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, (1 << 31) - 1)

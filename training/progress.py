@@ -14,8 +14,8 @@ LOGGED = 8  # epochs of the log, or about so many
 class Progress:
     """Shows a run through its hooks; as a context, it leaves the log of a run that has trained at its end."""
 
-    def __init__(self, name: str, settings: Settings, pictures: int):
-        self.name, self.settings, self.pictures = name, settings, pictures
+    def __init__(self, name: str, settings: Settings, images: int):
+        self.name, self.settings, self.images = name, settings, images
         self.hooks = Hooks(self._on_step, self._on_epoch)
         self.display: Any = None
         self.began, self.first, self.shown = 0.0, 0, 0.0
@@ -37,7 +37,7 @@ class Progress:
             self.began, self.first, self.state = now, state.epoch, state
             self.display = _make_display(f"{self.name}: starting")
         if now - self.shown >= 0.5:
-            self._show(state, min(step * self.settings.batch_size, self.pictures))
+            self._show(state, min(step * self.settings.batch_size, self.images))
 
     def _on_epoch(self, state: TrainState) -> None:
         self._show(state, 0)
@@ -45,11 +45,9 @@ class Progress:
     def _show(self, state: TrainState, seen: int) -> None:
         self.shown = time.perf_counter()
         done, epochs = state.epoch, self.settings.epochs
-        rate = ((done - self.first) * self.pictures + seen) / max(self.shown - self.began, 1e-9)
-        left = ((epochs - done) * self.pictures - seen) / max(rate, 1e-9)
-        line = (
-            f"{self.name} epoch {min(done + 1, epochs)}/{epochs} {seen:,}/{self.pictures:,} pictures, {rate:,.0f}/s, "
-        )
+        rate = ((done - self.first) * self.images + seen) / max(self.shown - self.began, 1e-9)
+        left = ((epochs - done) * self.images - seen) / max(rate, 1e-9)
+        line = f"{self.name} epoch {min(done + 1, epochs)}/{epochs} {seen:,}/{self.images:,} images, {rate:,.0f}/s, "
         minutes, seconds = divmod(round(left), 60)
         line += f"{minutes}:{seconds:02d} left"
         if state.history:

@@ -1,5 +1,6 @@
 """What comes out of a task: results.json and histories, written and read, and others' published figures."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -7,11 +8,10 @@ from typing import Any
 
 from torch import nn
 
-import models
 from data import DataError
 from data.files import load_json, load_pickle, lock, save_json, save_pickle
-from training.runs import Run, check_history, check_watched
-from training.settings import NAMES, Settings, runs_folder
+from training.runs import Run, check_history
+from training.settings import NAMES, Settings
 
 BEST = 4  # trials of a search that are shown, and trained at full length, beside the recipe by hand
 
@@ -37,7 +37,7 @@ PUBLISHED = {
 BASELINES = {
     "visible": "an oracle: the box around the digit's visible ink",
     "bright": "nothing learnt: patches of bright pixels",
-    "trivial": "nothing seen: one answer for all pictures",
+    "trivial": "nothing seen: one answer for all images",
 }
 
 
@@ -49,36 +49,30 @@ def published_results(task: str) -> dict[str, Any] | None:
     return load_json(Path("figures") / "results.json").get(task)
 
 
-def published_studies(task: str) -> dict[str, list[dict[str, Any]]]:
-    """What figures/studies.json holds of a task: the rows of each study that has been made, see `training/study.py`."""
-    return load_json(Path("figures") / "studies.json").get(task, {})
-
-
 def published_search(task: str) -> dict[str, Any] | None:
     """What figures/search.json holds of a task's search for hyperparameters, see `training/search.py`."""
     return load_json(Path("figures") / "search.json").get(task)
 
 
-def best_trials(found: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The best trials of a search that came to their end, but for the first, the recipe by hand, best first and by the
-    name that tables give them; `found` as search.json holds it."""
-    ended = [trial for trial in found["trials"][1:] if trial["mean"] is not None] if found else []
-    best = sorted(ended, key=lambda trial: -trial["mean"])[:BEST]
-    return {f"no. {number} of the search": trial for number, trial in enumerate(best, 1)}
+def best_trials(search: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The best trials of a search that came to their end, best first, but for the recipe by hand; `search` as
+    search.json holds it."""
+    ended = [trial for trial in search["trials"][1:] if trial["mean"] is not None] if search else []
+    return sorted(ended, key=lambda trial: -trial["mean"])[:BEST]
 
 
 def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
     """Put a task's results into results.json in the folder; the other task's stay as they are."""
     path = Path(folder) / "results.json"
-    with lock(runs_folder() / "results.lock", 60):  # the other notebook may be writing its own
+    with lock(path, 60):  # the other notebook may be writing its own
         save_json(path, {**load_json(path), task: results}, indent=1, sort_keys=True)
 
 
 def summarize(run: Run) -> dict[str, Any]:
     """What is told of a run, as plain values."""
     return {
-        "parameters": models.count_parameters(run.network()),
-        "pictures": run.pictures,
+        "parameters": run.parameters,
+        "n_train": run.n_train,
         "best_epoch": run.best_epoch,
         "epochs": len(run.history["seconds"]),
         "seconds": round(run.seconds, 1),
@@ -92,7 +86,7 @@ def summarize(run: Run) -> dict[str, Any]:
 
 def save_histories(runs: Sequence[Run], path: Path) -> None:
     """Pickle the runs' histories, and what they were made with, by the network's name: plain values only."""
-    kept = ("history", "watched", "pictures", "trained_on")
+    kept = ("history", "val_samples", "n_train", "trained_on")
     save_pickle(
         path,
         {run.name: {"settings": asdict(run.settings), **{name: getattr(run, name) for name in kept}} for run in runs},
@@ -102,15 +96,25 @@ def save_histories(runs: Sequence[Run], path: Path) -> None:
 def load_published(network: type[nn.Module], task: str) -> Run:
     """The published run of a network; with its weights if they were published. Raises DataError where there is none."""
     path = Path("histories") / f"{NAMES[task]}.pkl"
-    found = load_pickle(path).get(network.__name__)
-    if found is None:
-        raise DataError(f"{path}: holds no history of {network.__name__}")
-    check_history(found["history"], str(path))
-    check_watched(found["watched"], found["history"], str(path))
-    found["settings"] = Settings(**found["settings"])
-    weights = Path("weights") / f"{NAMES[task]}.pt"
-    own = issubclass(network, models.GridNetwork)
-    return Run(network, task, **found, status="published", weights=weights if own else None)
+    stored = load_pickle(path)
+    try:
+        about = dict(stored[network.__name__])
+        about["settings"] = Settings(**about["settings"])
+        check_history(about["history"], str(path))
+        weights = Path("weights") / f"{network.__name__}.pt"
+        weights = weights if weights.is_file() else None
+        return Run(network, task, **about, status="published", weights=weights)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: holds no history of {network.__name__}") from error
+
+
+CURVES = Path(__file__).resolve().parent.parent / "data" / "reference_curves.json"
+
+
+def published_curves(network: str) -> dict[str, list[float]]:
+    """What the reference published of one of its networks: "train_mean", "val_mean", "train_loss" and "val_loss" of 60
+    epochs, the means by its own metric."""
+    return json.loads(CURVES.read_text(encoding="utf-8"))[network]
 
 
 # ---------------------------------------------------------------------------------------------- what curves say
@@ -125,7 +129,7 @@ def select_best(runs: Sequence[Run]) -> Run:
 
 def loss_ends(history: dict[str, list[float]]) -> dict[str, float]:
     """Where validation loss was lowest, "lowest", an epoch counted from 1, and how many times as high the losses on
-    "train" and "val" pictures are after the last epoch. Where a network overfits, the first has fallen and the second
+    "train" and "val" images are after the last epoch. Where a network overfits, the first has fallen and the second
     risen."""
     losses = {part: history[f"{part}_loss"] for part in ("train", "val")}
     lowest = losses["val"].index(min(losses["val"]))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-import utils
 from data import FULL
 from data.files import SaveError
 
@@ -21,7 +20,8 @@ def choose_device() -> torch.device:
 
 
 def choose_precision() -> str:
-    """ "bfloat16" where the device computes faster with it, else "float32"."""
+    """The precision of convolutions in training: "bfloat16" where the device computes faster with it, else "float32".
+    Weights, losses, the boxes' geometry and every evaluation are float32 all the same."""
     if choose_device().type == "cuda":
         good = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -32,46 +32,41 @@ def choose_precision() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained. The defaults are the recipe of the reference submission, but for the shuffling and,
-    on hardware that has it, for the precision."""
+    """How a network is trained, the same on every machine. The defaults are the recipe of the reference submission, but
+    for the shuffling."""
 
     epochs: int = 60  # the reference's validation accuracy still rises slowly after 50
     batch_size: int = 64
     learning_rate: float = 0.05  # plain SGD
     momentum: float = 0.0
-    seed: int = 42  # initial weights, and the order of the pictures in every epoch
+    seed: int = 42  # initial weights, and the order of the images in every epoch
     shuffle: bool = True  # the reference did not
     optimizer: str = "sgd"  # or "adamw", which scales the step of every weight by itself
     weight_decay: float = 0.0  # with AdamW of kernels and matrices, never of biases and batch norm
     one_cycle: bool = False  # learning rate up to its value and down to nothing at the end
     warm_up: float = 0.2  # share of the cycle in which it rises
-    bounded_boxes: bool = False  # a sigmoid on x, y, w, h; GIoU has no gradient for boxes of negative size
-    box_loss: str = "mse"  # or "giou", see `utils.combined_loss`
-    l1_weight: float = utils.DEFAULT_WEIGHTS.l1
-    giou_weight: float = utils.DEFAULT_WEIGHTS.giou
-    edge_weight: float = utils.DEFAULT_WEIGHTS.edges
-    class_weight: float = utils.DEFAULT_WEIGHTS.category
-    label_smoothing: float = utils.DEFAULT_WEIGHTS.smoothing
-    snap_to_pixels: bool = False  # round predicted edges to whole pixels, where labels have theirs
-    max_shift: int = 0  # move training pictures by up to so many pixels, anew in every epoch
+    box_loss: str = "mse"  # or "giou": `utils.squared_error` or `utils.l1_giou`
+    box_weight: float = 1.0
+    l1_weight: float = 5.0  # of the box loss "giou"
+    giou_weight: float = 1.0  # of the box loss "giou"
+    edge_weight: float = 0.5  # of `utils.edge_loss`, where a network gives edges
+    class_weight: float = 1.0
+    label_smoothing: float = 0.0
+    round_edges: bool = False  # bounded boxes, and in evaluation edges on whole pixels, where labels have theirs
+    max_shift: int = 0  # move training images by up to so many pixels, anew in every epoch
     max_stretch: float = 0.0  # and make them wider, narrower, taller, flatter by up to this share
-    # Of a network's arithmetic in training. Weights, every evaluation, and losses but for the edges' cross-entropy are
-    # float32 all the same.
-    precision: str = field(default_factory=choose_precision)
-
-    @property
-    def loss_weights(self) -> utils.LossWeights:
-        """The weights of the loss's parts."""
-        boxes = self.l1_weight, self.giou_weight, self.edge_weight
-        return utils.LossWeights(*boxes, self.class_weight, self.label_smoothing)
+    # Of our own networks, see `models.GridNetwork`.
+    width: int = 80  # channels at a quarter of the image's size, and twice as many below it
+    depth: int = 3  # convolutions at each of the sizes
+    center_gate: bool = True  # detection: whether confidence asks for the centre to be in the cell
 
     def __post_init__(self):
-        named = {"optimizer": ("sgd", "adamw"), "box_loss": utils.BOX_LOSSES, "precision": ("float32", "bfloat16")}
+        named = {"optimizer": ("sgd", "adamw"), "box_loss": ("mse", "giou")}
         for name, allowed in named.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
         limits = {"epochs": (1, 10_000), "batch_size": (1, 100_000), "max_shift": (0, 24), "warm_up": (0.01, 0.99)}
-        limits |= {"max_stretch": (0, 1)}
+        limits |= {"max_stretch": (0, 1), "width": (1, 1024), "depth": (1, 16)}
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: expected a number in [{low}, {high}], found {getattr(self, name)}")
@@ -84,10 +79,9 @@ OWN = Settings(
     optimizer="adamw",
     weight_decay=0.05,
     one_cycle=True,
-    bounded_boxes=True,
     box_loss="giou",
     label_smoothing=0.08,
-    snap_to_pixels=True,
+    round_edges=True,
     max_shift=8,
     max_stretch=0.15,
 )
@@ -104,15 +98,14 @@ def describe(settings: Settings) -> str:
         extra = f"weight decay {settings.weight_decay:g}"
     line = (
         f"{names[settings.optimizer]}, learning rate {settings.learning_rate:g}, {extra}, batches of "
-        f"{settings.batch_size}, {settings.epochs} epochs, seed {settings.seed}, {settings.precision}; "
+        f"{settings.batch_size}, {settings.epochs} epochs, seed {settings.seed}; "
         f"box loss: {names[settings.box_loss]}"
     )
     added = {
-        "pictures in the same order in every epoch": not settings.shuffle,
+        "images in the same order in every epoch": not settings.shuffle,
         "one cycle of the learning rate": settings.one_cycle,
-        "bounded boxes": settings.bounded_boxes,
-        "edges snapped to whole pixels": settings.snap_to_pixels,
-        f"pictures shifted by up to {settings.max_shift} pixels": settings.max_shift,
+        "edges rounded to whole pixels": settings.round_edges,
+        f"images shifted by up to {settings.max_shift} pixels": settings.max_shift,
         f"stretched by up to {settings.max_stretch:.0%}": settings.max_stretch,
         f"class labels smoothed by {settings.label_smoothing:g}": settings.label_smoothing,
     }
@@ -122,25 +115,25 @@ def describe(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """How much is done: which pictures, and with which settings."""
+    """How much is done: which images, and with which settings."""
 
     name: str
     about: str
-    sizes: dict[str, tuple[int, int, int]]  # task -> how many training, validation and test pictures
+    sizes: dict[str, tuple[int, int, int]]  # task -> how many training, validation and test images
     settings: Settings  # for the reference's networks
     own: Settings  # for this project's
     trains: bool = True  # or reads what was published
-    submission: bool = False  # its figures, histories and weights are the submission's
-    # At most so many training pictures, or epochs, for a network that would take hours of a CPU: FloNet2 works with up
+    publishable: bool = False  # whether `--store` takes its figures, histories and weights for the submission's
+    # At most so many training images, or epochs, for a network that would take hours of a CPU: FloNet2 works with up
     # to 100 channels at full size, fifty times the arithmetic of SimpleNet2.
     caps: dict[str, int] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
 
     def outcome_folder(self, name: str) -> Path:
-        """Where "figures", "histories" or "weights" go: to the folder of that name for the submission's own, else to
-        one among the runs, so that trying the notebooks out never overwrites what was published. Also where the
-        project's folder is read-only."""
-        return Path(name) if self.submission and os.access(".", os.W_OK) else runs_folder() / self.name / name
+        """Where "figures", "histories" or "weights" go: to one among the runs, so that trying the notebooks out never
+        overwrites what was published; to the folder of that name only where `scripts/run.py --store` asks for it, by
+        the environment variable STORE."""
+        return Path(name) if os.environ.get("STORE") and self.publishable else runs_folder() / self.name / name
 
 
 PROFILES = {
@@ -148,25 +141,25 @@ PROFILES = {
     for profile in (
         Profile(
             "full",
-            "all pictures, 60 epochs, ours 40: the submission, for a GPU",
+            "all images, 60 epochs, ours 40: the submission, for a GPU",
             FULL,
             REFERENCE,
             OWN,
-            submission=True,
+            publishable=True,
         ),
         Profile(
             "long",
-            "all pictures, 60 epochs, ours 40, FloNet2 12: for a CPU with a night",
+            "all images, 60 epochs, ours 40, FloNet2 12: for a CPU with a night",
             FULL,
             REFERENCE,
             OWN,
-            submission=True,
+            publishable=True,
             epochs={"FloNet2": 12},
         ),
         # Momentum and small batches, because so few steps of plain SGD leave the networks where they started.
         Profile(
             "quick",
-            "some pictures, some epochs: minutes on a CPU",
+            "some images, some epochs: minutes on a CPU",
             {"loc": (8_000, 1_000, 2_000), "det": (5_000, 500, 1_000)},
             replace(REFERENCE, epochs=4, learning_rate=0.02, momentum=0.9),
             replace(OWN, epochs=6, batch_size=32),
@@ -179,10 +172,11 @@ PROFILES = {
             REFERENCE,
             OWN,
             trains=False,
+            publishable=True,
         ),
         Profile(
             "smoke",
-            "a handful of pictures, to see that everything runs",
+            "a handful of images, to see that everything runs",
             {"loc": (256, 128, 128), "det": (128, 32, 64)},
             replace(REFERENCE, epochs=2, learning_rate=0.02, momentum=0.9),
             replace(OWN, epochs=2),

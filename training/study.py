@@ -1,216 +1,261 @@
-"""What is to be known of networks and recipes beyond one run of each: comparisons of runs, each resumable.
+"""What is to be known of networks and recipes beyond one run of each: studies, whose rows are resumable runs.
 
-They take hours, so Run all does not make them. `scripts/study.py` does, and the notebooks read what it wrote.
+They take hours, so Run all does not make them. `scripts/study.py` does, and the notebooks read what it wrote to
+figures/studies.json. A row is named by study, id and seed; making it again replaces it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 import models
 import utils
-from data import Splits
-from training.boxes import PostProcess
+from data import Splits, files
+from training import analysis
 from training.progress import Progress
-from training.reference import reference_mean
 from training.results import best_trials, published_search, summarize
 from training.runs import Run, fit
 from training.settings import OWN, REFERENCE, Settings
 
+STUDIES = Path("figures") / "studies.json"
 SEEDS = (42, 43, 44)
-# Of comparisons of which every row is trained from all seeds: few pictures, seen often enough to be learnt by heart.
-PICTURES, EPOCHS = 6_000, 20
-LONGER = 100  # epochs of FloNet, to see whether it overtakes SkreNet, as the reference's authors ask
+# Of comparisons of which every row is trained from all seeds: few images, seen often enough to be memorised.
+N_TRAIN, EPOCHS = 6_000, 20
+LONGER = 100  # epochs of SkreNet and FloNet, to see which one is ahead, as the reference's authors ask
 SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
-ALONE = 20  # epochs of FloNet2, in which it has failed or not
-DECISIVE = ("SGD, as the reference's, for AdamW", "a constant learning rate", "no cross-entropy of edges")
-AHEAD = (("det", "no. 1 of the search"),)  # what came out ahead at full length, which further seeds are to confirm
-RECIPES = {"the reference's recipe": REFERENCE, "ours": OWN}
+DECISIVE = ("sgd", "constant_rate", "no_edge_loss")
+AHEAD = (("det", "search_1"),)  # what came out ahead at full length, which further seeds are to confirm
+RECIPES = {"reference": ("the reference's recipe", REFERENCE), "ours": ("our recipe", OWN)}
 NMS_IOU = 0.5
-CURVES = ("train_mean", "val_mean", "train_reference_mean", "val_reference_mean", "train_loss", "val_loss")
+CURVES = ("train_mean", "val_mean", "train_loss", "val_loss", "train_reference_mean", "val_reference_mean")
+CURVES += ("val_reference_mean_strict", "val_reference_mean_empty", "val_iou", "val_loss_class")
 
 
 class Trial(NamedTuple):
-    """A row of a study."""
+    """The rows of a study that differ by their seed alone."""
 
-    name: str
+    id: str
+    label: str  # in tables
     network: type[nn.Module]
     settings: Settings
     seeds: tuple[int, ...] = (REFERENCE.seed,)
-    pictures: int | None = None  # the first so many training pictures; None for all
-
-
-class Unclaimed(models.CompactNet2):
-    """CompactNet2 whose cells do not ask whether the digit they see has its centre in them."""
-
-    claims = False
-
-
-class TenChannels(models.FloNet2):
-    """FloNet2 with ten channels in its last layer, as the reference built it. Only the first six are read."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers[-1] = nn.Conv2d(15, 10, 4, padding=1)  # 3x4 -> 2x3
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return super().forward(pictures)[:, :6]
+    n_train: int | None = None  # the first so many training images; None for all
+    precision: str | None = None  # None for what suits the device
 
 
 # ---------------------------------------------------------------------------------------------- what is trained
 
 
 def plan_reproduction(task: str) -> list[Trial]:
-    """The reference's networks as the reference trained them, its pictures unshuffled."""
-    return [Trial(network.__name__, network, replace(REFERENCE, shuffle=False)) for network in _reference(task)]
+    """The reference's networks as the reference trained them, its images unshuffled."""
+    recipe = replace(REFERENCE, shuffle=False)
+    return [_named(network, recipe)._replace(precision="float32") for network in models.REFERENCE[task]]
+
+
+def plan_box_weight(task: str) -> list[Trial]:
+    """Localization: whether boxes are learnt late because squared errors are small: their loss times 1, 10 and 100."""
+    if task == "det":
+        return []
+    trials = []
+    for network, weights, seeds in ((models.FloNet, (1, 10, 100), SEEDS[:2]), (models.SkreNet, (1, 10), SEEDS[:1])):
+        for weight in weights:
+            recipe = replace(REFERENCE, box_weight=float(weight))
+            trials.append(
+                Trial(f"{network.__name__}_{weight}", f"{network.__name__}, ×{weight}", network, recipe, seeds)
+            )
+    return trials
+
+
+def plan_learning_rate(task: str) -> list[Trial]:
+    """Localization: what makes SimpleNet diverge: the rate, the order of the images, bfloat16, or chance."""
+    if task == "det":
+        return []
+    trials = []
+    for rate, shuffle, precision, seeds in (
+        (0.05, True, "float32", SEEDS), (0.05, False, "float32", SEEDS), (0.05, True, "bfloat16", SEEDS[:1]),
+        (0.02, True, "float32", SEEDS[:1]), (0.01, True, "float32", SEEDS[:1]),
+    ):  # fmt: skip
+        order = "shuffled" if shuffle else "unshuffled"
+        recipe = replace(REFERENCE, learning_rate=rate, shuffle=shuffle)
+        name = f"{rate}_{order}_{precision}", f"{rate}, {order}, {precision}"
+        trials.append(Trial(*name, models.SimpleNet, recipe, seeds, precision=precision))
+    return trials
+
+
+def plan_recipe(task: str) -> list[Trial]:
+    """At full length: every network of the reference with our recipe, and ours with the reference's."""
+    trials = [Trial(f"{each.__name__}_ours", each.__name__, each, OWN) for each in models.REFERENCE[task]]
+    ours = models.OURS[task]
+    return [*trials, Trial(f"{ours.__name__}_reference", ours.__name__, ours, REFERENCE)]
 
 
 def plan_longer(task: str) -> list[Trial]:
-    """Localization: FloNet, shuffled, trained on beyond 60 epochs."""
-    trial = Trial("FloNet", models.FloNet, replace(REFERENCE, epochs=LONGER))
-    return [trial] if trial.network in _reference(task) else []
+    """Localization: SkreNet and FloNet trained on beyond 60 epochs."""
+    networks = (models.SkreNet, models.FloNet) if task == "loc" else ()
+    return [_named(network, replace(REFERENCE, epochs=LONGER)) for network in networks]
 
 
 def plan_seeds(task: str) -> list[Trial]:
     """Our network with its recipe, from several seeds."""
-    network = models.NETWORKS[task][-1]
-    return [Trial(network.__name__, network, OWN, SEEDS)]
+    return [_named(models.OURS[task], OWN)._replace(seeds=SEEDS)]
 
 
 def plan_ingredients(task: str) -> list[Trial]:
     """Our network and recipe, and the same with one ingredient left out or replaced."""
-    network, recipe = models.NETWORKS[task][-1], replace(OWN, epochs=EPOCHS)
-    narrow, shallow = (
-        type(network.__name__ + name, (network,), {name.lower(): value, "__module__": __name__})
-        for name, value in (("Width", network.width // 2), ("Depth", network.depth - 1))
-    )
+    recipe = replace(OWN, epochs=EPOCHS)
+    sgd = {name: getattr(REFERENCE, name) for name in ("optimizer", "learning_rate", "weight_decay")}
     without = {
-        "SGD, as the reference's, for AdamW": {
-            name: getattr(REFERENCE, name) for name in ("optimizer", "learning_rate", "weight_decay")
-        },
-        "no weight decay": {"weight_decay": 0.0},
-        "a constant learning rate": {"one_cycle": False},
-        "squared errors for L1 and GIoU": {"box_loss": "mse"},
-        "no cross-entropy of edges": {"edge_weight": 0.0},
-        "no shifted pictures": {"max_shift": 0},
-        "no stretched pictures": {"max_stretch": 0.0},
-        "no smoothed class labels": {"label_smoothing": 0.0},
+        "all": ("the whole recipe", {}),
+        "sgd": ("SGD, as the reference's, for AdamW", sgd),
+        "no_weight_decay": ("no weight decay", {"weight_decay": 0.0}),
+        "constant_rate": ("a constant learning rate", {"one_cycle": False}),
+        "squared_error": ("squared errors for L1 and GIoU", {"box_loss": "mse"}),
+        "no_edge_loss": ("no cross-entropy of edges", {"edge_weight": 0.0}),
+        "no_shift": ("no shifted images", {"max_shift": 0}),
+        "no_stretch": ("no stretched images", {"max_stretch": 0.0}),
+        "no_smoothing": ("no smoothed class labels", {"label_smoothing": 0.0}),
+        "half_width": (f"{OWN.width // 2} channels for {OWN.width}", {"width": OWN.width // 2}),
+        "less_depth": (f"{OWN.depth - 1} convolutions at each size for {OWN.depth}", {"depth": OWN.depth - 1}),
     }
-    trials = [("the whole recipe", network, {}), *((name, network, fields) for name, fields in without.items())]
-    trials += [(f"{narrow.width} channels for {network.width}", narrow, {})]
-    trials += [(f"{shallow.depth} convolutions at each size for {network.depth}", shallow, {})]
-    if network is models.CompactNet2:
-        trials.append(("presence wherever the centre lies", Unclaimed, {}))
-    return [Trial(name, each, replace(recipe, **fields), SEEDS, PICTURES) for name, each, fields in trials]
+    if task == "det":
+        without["no_center_gate"] = ("confidence wherever the centre lies", {"center_gate": False})
+    network = models.OURS[task]
+    return [
+        Trial(id, label, network, replace(recipe, **fields), SEEDS, N_TRAIN) for id, (label, fields) in without.items()
+    ]
 
 
 def plan_full_length(task: str) -> list[Trial]:
-    """The ingredients that bring most, left out once more, and the best trials of the search: with all pictures and
+    """The ingredients that bring most, left out once more, and the best trials of the search: with all images and
     epochs."""
-    network = models.NETWORKS[task][-1]
-    trials = [trial for trial in plan_ingredients(task) if trial.name in DECISIVE]
-    trials = [each._replace(settings=replace(each.settings, epochs=OWN.epochs), pictures=None) for each in trials]
-    for name, found in best_trials(published_search(task)).items():
-        each = build_trial(network, OWN, found["params"])
-        trials.append(Trial(name, *each, SEEDS if (task, name) in AHEAD else SEEDS[:1]))
+    trials = [trial for trial in plan_ingredients(task) if trial.id in DECISIVE]
+    trials = [each._replace(settings=replace(each.settings, epochs=OWN.epochs), n_train=None) for each in trials]
+    for number, trial in enumerate(best_trials(published_search(task)), 1):
+        id, settings = f"search_{number}", replace(OWN, **trial["params"])
+        seeds = SEEDS if (task, id) in AHEAD else SEEDS[:1]
+        trials.append(Trial(id, f"no. {number} of the search", models.OURS[task], settings, seeds))
     return trials
 
 
-def build_trial(network: type[nn.Module], own: Settings, params: dict[str, Any]) -> tuple[type[nn.Module], Settings]:
-    """The network of a trial of the search, a `GridNetwork` of another width and depth, and its settings. Without
-    Optuna, which the notebooks do not need."""
-    recipe = dict(params)
-    size = {name: recipe.pop(name) for name in ("width", "depth")}
-    return type(f"{network.__name__}x{size['width']}x{size['depth']}", (network,), size), replace(own, **recipe)
-
-
 def plan_recipes(task: str) -> list[Trial]:
-    """Every network with either recipe: what the network brings, and what the recipe."""
-    networks = models.NETWORKS[task]
+    """In short: every network with either recipe, what the network brings, and what the recipe."""
     return [
-        Trial(name, network, replace(recipe, epochs=EPOCHS), SEEDS[:1] if network in SLOW else SEEDS, PICTURES)
-        for network in networks
-        for name, recipe in RECIPES.items()
-    ]
+        Trial(f"{network.__name__}_{id}", label, network, replace(recipe, epochs=EPOCHS),
+              SEEDS[:1] if network in SLOW else SEEDS, N_TRAIN)
+        for network in models.NETWORKS[task]
+        for id, (label, recipe) in RECIPES.items()
+    ]  # fmt: skip
 
 
 def plan_failure(task: str) -> list[Trial]:
     """Detection: why the reference's FloNet2 failed. Each thing that it was blamed on by itself."""
     if task == "loc":
         return []
-    recipe = replace(REFERENCE, epochs=ALONE)
+    recipe = replace(REFERENCE, epochs=20)  # in which it has failed or not
     return [
-        Trial("six channels, shuffled", models.FloNet2, recipe),
-        Trial("ten channels, shuffled", TenChannels, recipe),
-        Trial("ten channels, unshuffled", TenChannels, replace(recipe, shuffle=False)),
+        Trial("six_shuffled", "six channels, shuffled", models.FloNet2, recipe),
+        Trial("ten_shuffled", "ten channels, shuffled", models.TenChannels, recipe),
+        Trial("ten_unshuffled", "ten channels, unshuffled", models.TenChannels, replace(recipe, shuffle=False)),
     ]
 
 
-def _reference(task: str) -> Sequence[type[nn.Module]]:
-    return models.NETWORKS[task][:-1]
+def _named(network: type[nn.Module], settings: Settings) -> Trial:
+    return Trial(network.__name__, network.__name__, network, settings)
 
 
 PLANS = {
-    "ingredients": plan_ingredients,
     "seeds": plan_seeds,  # the whole recipe's rows in the table of "full_length"
+    "box_weight": plan_box_weight,
+    "learning_rate": plan_learning_rate,
+    "recipe": plan_recipe,
+    "longer": plan_longer,
+    "ingredients": plan_ingredients,
     "full_length": plan_full_length,
     "recipes": plan_recipes,
     "reproduction": plan_reproduction,
-    "longer": plan_longer,
     "failure": plan_failure,
 }
+
 
 # ---------------------------------------------------------------------------------------------- what is kept of it
 
 
-def row_identity(name: str, network: str, settings: dict[str, Any], **rest: Any) -> tuple:
-    """What makes a row of studies.json the one that it is, of all that it holds. Not the precision, which the device
-    chooses: where another would, the row is not lacking."""
-    return name, network, {key: value for key, value in settings.items() if key != "precision"}
+def read_rows(task: str, study: str) -> list[dict[str, Any]]:
+    """The rows of a study that have been made, in the plan's order; only those whose settings are the plan's."""
+    return split_rows(task, study, files.load_json(STUDIES).get(task, {}).get(study, []))[0]
 
 
-def conduct(trial: Trial, seed: int, splits: Splits, normal: utils.Normalizer) -> dict[str, Any]:
-    """Train, continue or load a trial with one of its seeds. Returns what studies.json keeps of it."""
+def split_rows(task: str, study: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict], list[dict]]:
+    """Rows in the plan's order, and those that are not the plan's any more: of another id, seed, network or setting."""
+    by_name = {(row["id"], row["seed"]): row for row in rows}
+    planned = {(trial.id, seed): trial for trial in PLANS[study](task) for seed in trial.seeds}
+
+    def fits(name: tuple[str, int], row: dict[str, Any]) -> bool:
+        trial = planned.get(name)
+        return trial is not None and (row["network"], row["settings"]) == (
+            trial.network.__name__,
+            asdict(replace(trial.settings, seed=name[1])),
+        )
+
+    kept = [by_name[name] for name in planned if name in by_name and fits(name, by_name[name])]
+    return kept, [row for name, row in by_name.items() if not fits(name, row)]
+
+
+def missing(task: str, study: str) -> list[tuple[Trial, int]]:
+    """The trials and seeds of a study of which there is no row, or one of another precision than the plan asks for."""
+    made = {(row["id"], row["seed"]): row["trained_on"].get("precision") for row in read_rows(task, study)}
+
+    def is_made(trial: Trial, seed: int) -> bool:
+        return (trial.id, seed) in made and trial.precision in (None, made[trial.id, seed])
+
+    return [(trial, seed) for trial in PLANS[study](task) for seed in trial.seeds if not is_made(trial, seed)]
+
+
+def write_row(task: str, study: str, row: dict[str, Any]) -> None:
+    """Put a row into studies.json, in the place of the one with its id and seed. Rows that are not the plan's any more
+    are dropped, which is said."""
+    with files.lock(STUDIES, 60):  # others may be writing
+        studies = files.load_json(STUDIES)
+        rows = studies.setdefault(task, {}).get(study, [])
+        others = [each for each in rows if (each["id"], each["seed"]) != (row["id"], row["seed"])]
+        studies[task][study], dropped = split_rows(task, study, [*others, row])
+        for each in dropped:
+            print(f"{study}, {task}: {each['id']}, seed {each['seed']} is not the plan's any more and is dropped")
+        files.save_json(STUDIES, studies)
+
+
+def conduct(trial: Trial, seed: int, splits: Splits) -> dict[str, Any]:
+    """Train, continue or load a trial with one of its seeds. Returns its row."""
     settings = replace(trial.settings, seed=seed)
-    part = replace(splits, train=splits.train[: trial.pictures])
-    with Progress(trial.name, settings, len(part.train)) as progress:
-        run = fit(trial.network, part, normal, settings, progress.hooks)
+    with Progress(trial.label, settings, trial.n_train or len(splits.train)) as progress:
+        run = fit(trial.network, splits, settings, progress.hooks, n_train=trial.n_train, precision=trial.precision)
     curves = {name: [round(value, 5) for value in run.history[name]] for name in CURVES}
-    about = {"name": trial.name, "network": run.name, **summarize(run)}
-    return {**about, "examined": examine(run, splits, normal), "curves": curves}
+    about = {"id": trial.id, "seed": seed, "network": run.name, **summarize(run)}
+    return {**about, "examined": examine(run, splits), "curves": curves}
 
 
-def examine(run: Run, splits: Splits, normal: utils.Normalizer) -> dict[str, Any]:
-    """What histories do not tell of a run's best epoch, on validation pictures: missed digits and false alarms; the
-    mean accuracy without snapping, where edges are snapped; in detection mean average precision, with non-maximum
-    suppression, and of a `GridNetwork` without lowering presence by the IoU that is expected; of `TenChannels` the mean
-    accuracy by the reference's measure, the class read over all of them."""
+def examine(run: Run, splits: Splits) -> dict[str, Any]:
+    """What histories do not tell of a run's best epoch, on validation images: missed digits and false positives; the
+    mean accuracy without rounding, where edges are rounded; in detection mean average precision, with non-maximum
+    suppression, and of a `GridNetwork` without multiplying confidence by the expected IoU."""
     model, val = run.load(), splits.val
-    outputs = utils.infer(model, val.pictures, normal).cpu()
+    outputs = utils.infer(model, val.images).cpu()
     matches = utils.match(outputs, val.labels)
-    found: dict[str, Any] = {name: int(utils.failures(matches)[name].sum()) for name in ("missed", "false alarm")}
-    if isinstance(model, PostProcess):
-        model = model.network
-        found["unsnapped mean"] = utils.evaluate(model, val, normal)["mean"]
-    if isinstance(model, TenChannels):
-        found["reference mean, ten channels"] = read_ten(utils.infer(model.layers, val.pictures, normal), val.labels)
+    kinds = analysis.failures(matches)
+    found: dict[str, Any] = {"missed": int(kinds["missed"].sum()), "false_positive": int(kinds["false positive"].sum())}
     if run.task == "det":
         found["map"] = utils.mean_average_precision(outputs, val.labels).scores
-        found["map, NMS"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU).scores
-        if isinstance(model, models.GridNetwork):
-            model.ranks = False
-            unranked = PostProcess.finish(utils.infer(model, val.pictures, normal).cpu())
-            found["map, unranked"] = utils.mean_average_precision(unranked, val.labels).scores
+        found["map_nms"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU).scores
+    if isinstance(model[1], models.GridNetwork):
+        if model[1].round_edges:
+            model[1].round_edges = False
+            found["unrounded_mean"] = utils.evaluate(model, val)["mean"]
+            model[1].round_edges = True
+        if run.task == "det":
+            model[1].iou_quality = False
+            unranked = utils.infer(model, val.images).cpu()
+            found["map_unranked"] = utils.mean_average_precision(unranked, val.labels).scores
     return found
-
-
-def read_ten(outputs: torch.Tensor, labels: torch.Tensor) -> float:
-    """The mean accuracy by the reference's measure, see `reference_mean`, where outputs (N, 10, 2, 3) have ten channels
-    and the class is an argmax over the last five, as the reference read it, instead of always 0."""
-    cells, truth = outputs.movedim(1, -1).reshape(-1, 10), labels.to(outputs).reshape(-1, 6)
-    hit, named = (truth[:, 0] > 0) & (cells[:, 0] > 0), cells[:, 5:].argmax(1)
-    always_0, here = ((hit & (truth[:, 5] == read)).double().mean() for read in (0, named))
-    return reference_mean(outputs[:, :6], labels.to(outputs)) + float(here - always_0) / 2

@@ -1,39 +1,40 @@
-"""The tables of a task's results, in Markdown."""
+"""The tables of a task's results and of its studies, in Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import models
-from training.results import BASELINES, PUBLISHED, loss_ends
+from training.results import BASELINES, PUBLISHED, best_trials, loss_ends, published_curves, published_results
 from training.runs import Run
 from training.settings import PROFILES
+from training.study import PLANS, read_rows
 
 
-def results_table(task: str, results: dict[str, Any], studies: dict[str, Any]) -> str:
-    """A task's test scores beside the published ones, as a Markdown table; `results` as `Lab.save` writes, `studies` as
-    `published_studies` gives."""
+def results_table(task: str, results: dict[str, Any]) -> str:
+    """A task's test scores beside the published ones, as a Markdown table; `results` as `Lab.save` writes."""
     name, networks, test = results["selected"], results["networks"], results["test"]
-    whole = "pictures" if task == "loc" else "cells"
+    whole = "images" if task == "loc" else "cells"
     names = ("accuracy", "iou", "mean", "map", "map50", "map75")
 
     def row(said: str, scores: dict[str, float], names: Sequence[str] = names) -> tuple[Any, ...]:
         return (said, *(scores.get(each, "") for each in names))
 
     chosen = networks[name]
-    about = f"best epoch {chosen['best_epoch']} of {chosen['epochs']}, {results['pictures']['train']:,} pictures"
+    about = f"best epoch {chosen['best_epoch']} of {chosen['epochs']}, {results['images']['train']:,} images"
     rows = [row(f"**this run: {name}**, {about}", test)]
     ranges = [f"{low:.4f} to {high:.4f}" for low, high in (results["interval"][each] for each in names[:3])]
-    rows.append(("95 % interval over the test pictures", *ranges, "", "", ""))
-    same = [each for each in studies.get("seeds", ()) if each["network"] == name]
-    seeds = [each["val"] for each in same if {**each["settings"], "seed": 0} == {**chosen["settings"], "seed": 0}]
-    if len(seeds) > 1:
-        columns = [[scores[each] for scores in seeds] for each in names[:3]]
+    rows.append(("95 % interval over the test images", *ranges, "", "", ""))
+    same = [
+        row for row in read_rows(task, "seeds") if {**row["settings"], "seed": 0} == {**chosen["settings"], "seed": 0}
+    ]
+    if len(same) > 1:
+        columns = [[each["val"][score] for each in same] for score in names[:3]]
         ranges = [f"{min(column):.4f} to {max(column):.4f}" for column in columns]
-        rows.append((f"{len(seeds)} seeds, on validation pictures", *ranges, "", "", ""))
+        rows.append((f"{len(same)} seeds, on validation images", *ranges, "", "", ""))
     rows.append(
         row(f"over {whole} with a digit only, a miss as IoU 0", test, ("digit_accuracy", "iou_all", "", "", "", ""))
     )
-    rows.append(row("without snapping edges to whole pixels", results["unsnapped"]))
+    rows.append(row("without rounding edges to whole pixels", results["unrounded"]))
     baselines = dict(results["baselines"])
     if "visible" in baselines:  # which is told the class
         scores = baselines.pop("visible")
@@ -70,7 +71,7 @@ def training_table(results: dict[str, Any]) -> str:
         (
             f"**{name}**" if name == results["selected"] else name,
             run["parameters"],
-            run["pictures"],
+            run["n_train"],
             f"{run['epochs']}{ending(run)}" if ending(run) else run["epochs"],
             f"{run['seconds'] / 60:.1f}",
             run["val"]["accuracy"],
@@ -79,15 +80,15 @@ def training_table(results: dict[str, Any]) -> str:
         )
         for name, run in results["networks"].items()
     ]
-    header = ("network", "parameters", "training pictures", "epochs", "minutes", "validation accuracy", "IoU", "mean")
+    header = ("network", "parameters", "training images", "epochs", "minutes", "validation accuracy", "IoU", "mean")
     return markdown_table(header, rows)
 
 
 def fit_table(runs: Sequence[Run], fits: dict[str, dict[str, float]]) -> str:
-    """How well networks fit their training pictures, as a Markdown table. Both splits are scored alike, after the best
+    """How well networks fit their training images, as a Markdown table. Both splits are scored alike, after the best
     epoch; of the losses in the history the table says how they have changed since validation loss was lowest.
 
-    fits: each network's scores on training pictures, see `Lab.score_fit`.
+    fits: each network's scores on training images, see `Lab.score_fit`.
     """
     rows = []
     for run in runs:
@@ -131,17 +132,17 @@ def print_scores(run: Run, test: dict[str, float]) -> None:
         print(f"{name:40s}{value:.4f}" if isinstance(value, float) else f"{name:40s}{value}")
 
 
-def headline(task: str, results: dict[str, Any], studies: dict[str, Any]) -> str:
+def headline(task: str, results: dict[str, Any]) -> str:
     """The result in a few lines of Markdown: the table, and how large a run it comes from."""
     source = {
         "course": "the course's files",
-        "mnist": "pictures made from MNIST",
-        "digits": "pictures made from scikit-learn's digits",
+        "mnist": "images made from MNIST",
+        "digits": "images made from scikit-learn's digits",
     }
     said = f"Profile `{results['profile']}` on {source[results['source']]}, {devices(results)}."
     if shorter := trained_less(task, results):
         said += f" Less than in the full run: {', '.join(shorter)}."
-    return f"{results_table(task, results, studies)}\n\n{said}"
+    return f"{results_table(task, results)}\n\n{said}"
 
 
 def devices(results: dict[str, Any]) -> str:
@@ -158,15 +159,15 @@ def device_of(run: dict[str, Any]) -> str:
 
 
 def trained_less(task: str, results: dict[str, Any]) -> list[str]:
-    """The networks that were trained for fewer epochs, or on fewer pictures, than in the full profile; of each, how
+    """The networks that were trained for fewer epochs, or on fewer images, than in the full profile; of each, how
     much."""
     full, said = PROFILES["full"], []
     for network in models.NETWORKS[task]:
-        epochs = (full.own if issubclass(network, models.GridNetwork) else full.settings).epochs
+        epochs = (full.own if network is models.OURS[task] else full.settings).epochs
         run = results["networks"].get(network.__name__)
         asked = run["settings"]["epochs"] if run else epochs
-        if run and (asked < epochs or run["pictures"] < full.sizes[task][0]):
-            said.append(f"{network.__name__} ({asked} of {epochs} epochs, {run['pictures']:,} pictures)")
+        if run and (asked < epochs or run["n_train"] < full.sizes[task][0]):
+            said.append(f"{network.__name__} ({asked} of {epochs} epochs, {run['images']:,} images)")
     return said
 
 
@@ -184,3 +185,187 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     sides = ["---:" if rows and isinstance(value, (int, float)) else "---" for value in (rows[0] if rows else header)]
     lines = [header, sides, *([cell(value) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------- studies
+
+
+def study_table(task: str, name: str) -> str:
+    """The table of a published study, see `training/study.py`, with its size and the command that makes it."""
+    study = "ingredients" if name == "ranking" else name
+    rows = read_rows(task, study)
+    if name == "full_length":
+        whole = [{**row, "id": "all"} for row in read_rows(task, "seeds")]
+        rows = [*whole, *rows] if whole else []
+    command = f"`python scripts/study.py {study} --task {task}`"
+    if not rows:
+        return f"*Not part of the published run: {command} makes it.*"
+    epochs = " or ".join(dict.fromkeys(str(row["settings"]["epochs"]) for row in rows))
+    places = dict.fromkeys(part for row in rows for part in device_of(row).split(", then "))
+    said = f"{rows[0]['n_train']:,} training images, {epochs} epochs, scores on validation images"
+    return (
+        f"*{said}; trained on {' and '.join(places)}; {command}*\n\n{TABLES.get(name, scores_table)(task, study, rows)}"
+    )
+
+
+def by_id(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a study by their id, a row per seed, in the order in which the ids come first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["id"], []).append(row)
+    return groups
+
+
+def mean_of(rows: Sequence[dict[str, Any]], name: str, part: str = "val") -> float:
+    """The mean of a score over several rows."""
+    return sum(row[part][name] for row in rows) / len(rows)
+
+
+def spread(rows: Sequence[dict[str, Any]]) -> str:
+    """The range of the validation means of several rows."""
+    means = [row["val"]["mean"] for row in rows]
+    return f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else ""
+
+
+def labels_of(task: str, study: str) -> dict[str, str]:
+    """What tables call the rows of a study, by their id."""
+    return {trial.id: trial.label for trial in PLANS[study](task)}
+
+
+def filled_table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table without the columns in which there is nothing."""
+    kept = [number for number in range(len(header)) if any(line[number] != "" for line in lines)]
+    header, *lines = ([line[number] for number in kept] for line in (header, *lines))
+    return markdown_table(header, lines)
+
+
+def scores_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Scores on validation images, means over the seeds, a line for each id."""
+    labels, lines = labels_of(task, study), []
+    for id, mine in by_id(rows).items():
+        scores = [mean_of(mine, each) for each in ("accuracy", "iou", "mean")]
+        epochs = " to ".join(dict.fromkeys(f"{row['epochs']}{ending(row)}" for row in mine))
+        lines.append((labels[id], len(mine), epochs, *scores, spread(mine)))
+    return filled_table(
+        (study.replace("_", " "), "seeds", "epochs", "accuracy", "IoU", "mean", "over the seeds"), lines
+    )
+
+
+def ingredients_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
+    """What each ingredient brings: scores on validation images, means over the seeds; the first id is the whole
+    recipe."""
+    labels, lines = labels_of(task, study), []
+    groups = by_id(rows)
+    whole = mean_of(next(iter(groups.values())), "mean")
+    for id, mine in groups.items():
+        scores = [mean_of(mine, each) for each in ("accuracy", "digit_accuracy", "iou", "mean")]
+        counts = [f"{mean_of(mine, each, 'examined'):.0f}" for each in ("missed", "false_positive")]
+        label = labels.get(id, "the whole recipe")
+        line = (label, len(mine), *scores, spread(mine), f"{scores[-1] - whole:+z.4f}" if lines else "", *counts)
+        maps = [row["examined"]["map"]["map"] for row in mine if "map" in row["examined"]]
+        lines.append(line + ((sum(maps) / len(maps),) if maps else ()))
+    header = ("recipe", "seeds", "accuracy", "over digits", "IoU", "mean", "over the seeds", "change", "missed")
+    header += ("false positives", "mAP")
+    return filled_table(header[: len(lines[0])], lines)
+
+
+def ranking_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Detection: the boxes that cells give as they are, after non-maximum suppression, and with confidence that is not
+    multiplied by the expected IoU: average precision on validation images, means over the seeds."""
+    ways = {"map": "", "map_nms": ", non-maximum suppression", "map_unranked": ", ranked by confidence alone"}
+    names, lines = ("map", "map50", "map75"), []
+    labels, groups = labels_of(task, "ingredients"), by_id(rows)
+    for id in ("all", "no_center_gate"):
+        for way, said in ways.items() if id in groups else ():
+            values = [[row["examined"][way][each] for each in names] for row in groups[id]]
+            lines.append((labels[id] + said, *(sum(column) / len(column) for column in zip(*values, strict=True))))
+    return markdown_table(("boxes", "mAP@[.50:.95]", "mAP@.50", "mAP@.75"), lines)
+
+
+def recipes_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Every network with either recipe, validation means: what the recipe brings along a row, what the network brings
+    down a column."""
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        groups = by_id([row for row in rows if row["network"] == network])
+        if len(groups) == 2:
+            old, new = groups.values()
+            means = mean_of(old, "mean"), mean_of(new, "mean")
+            lines.append(
+                (network, len(new), means[0], spread(old), means[1], spread(new), f"{means[1] - means[0]:+.4f}")
+            )
+    header = ("network", "seeds", "the reference's recipe", "over the seeds", "our recipe", "over the seeds")
+    return filled_table((*header, "difference"), lines)
+
+
+def reproduction_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The reference's networks as published and as trained here: validation means by the metric of the reference's
+    notebook, as published and here, and by ours, as it trained them and with shuffled images."""
+    shuffled, lines = published_results(task)["networks"], []
+    for row in rows:
+        curves, published = row["curves"], published_curves(row["network"])
+        line = [row["network"] + ending(row)]
+        for val, train in (
+            (published["val_mean"], published["train_mean"]),
+            (curves["val_reference_mean"], curves["train_reference_mean"]),
+        ):
+            best = max(val)
+            line += [best, str(val.index(best) + 1), train[val.index(best)]]
+        here = shuffled.get(row["network"])
+        lines.append((*line, row["val"]["mean"], here["val"]["mean"] if here else ""))
+    header = ("network", "published: best", "epoch", "training mean", "here: best", "epoch", "training mean")
+    return markdown_table((*header, "our metric", "our metric, shuffled"), lines)
+
+
+def longer_table(task: str, study: str, rows: Sequence[dict[str, Any]], marks: Sequence[int] = (60, 100)) -> str:
+    """Training on: the best validation mean within so many epochs."""
+    lines = []
+    for row in rows:
+        means = row["curves"]["val_mean"]
+        best = [max(means[:mark]) if mark <= len(means) else "" for mark in marks]
+        lines.append((row["network"], *best, f"{means.index(max(means)) + 1} of {len(means)}{ending(row)}"))
+    return filled_table(("network", *(f"best within {mark} epochs" for mark in marks), "best epoch"), lines)
+
+
+def failure_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
+    """FloNet2 in several ways: validation scores by our metric, and by the reference's, the class read as 0 or, where
+    there are ten channels, as an argmax over the last five."""
+    labels, lines = labels_of(task, study), []
+    for row in rows:
+        scores = [row["val"][each] for each in ("accuracy", "iou", "mean")]
+        scores.append(row["curves"]["val_reference_mean"][row["best_epoch"] - 1])
+        ten = row["examined"].get("reference_mean_ten", "")
+        lines.append((labels[row["id"]], row["epochs"], str(row["best_epoch"]), *scores, ten))
+    header = ("FloNet2", "epochs", "best epoch", "accuracy", "IoU", "mean", "by the reference's metric")
+    return filled_table((*header, "its class read over all channels"), lines)
+
+
+def search_table(search: dict[str, Any]) -> str:
+    """The recipe set by hand and the best that a search found: validation mean and parameters, a column each. `search`
+    as search.json holds it, its first trial the one by hand."""
+    by_hand, best = search["trials"][0], best_trials(search)
+
+    def column(trial: dict[str, Any]) -> list[str]:
+        values = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in trial["params"].values())
+        return ["ended early" if trial["mean"] is None else f"{trial['mean']:.4f}", *values]
+
+    names = ["validation mean", *(name.replace("_", " ") for name in by_hand["params"])]
+    columns = map(column, (by_hand, *best))
+    numbers = [f"no. {number} of the search" for number in range(1, len(best) + 1)]
+    table = markdown_table(("", "by hand", *numbers), list(zip(names, *columns, strict=True)))
+    early = sum(trial["mean"] is None for trial in search["trials"])
+    return (
+        f"*{len(search['trials'])} trials of {search['epochs']} epochs on {search['images']:,} training images, "
+        f"{early} of them ended early because they fell behind*\n\n{table}"
+    )
+
+
+TABLES = {
+    "ingredients": ingredients_table,
+    "full_length": ingredients_table,
+    "ranking": ranking_table,
+    "recipes": recipes_table,
+    "reproduction": reproduction_table,
+    "longer": longer_table,
+    "failure": failure_table,
+}
