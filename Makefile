@@ -1,12 +1,15 @@
-# make run    installs what is needed into .venv and runs the notebooks, or one: make run NOTEBOOK=detection
-# make test   installs what is needed into .venv and runs the tests
-# make report builds report.pdf from figures/ and what it says of the run that made them
-# make soak   the faults again, many times over: minutes
-# make bench  measures speed and memory
-# make search takes part in the search for hyperparameters: hours
-# make study  trains what the notebooks' studies need: days on two cores
+# make run     runs the notebooks, or one: make run NOTEBOOK=detection
+# make test    runs the tests
+# make report  builds report.pdf from what `make store` has left in figures/
+# make bench   measures speed and memory
+# make search  takes part in the search for hyperparameters: hours
+# make study   trains what the notebooks' studies need: days on two cores
+# make store   runs the notebooks and publishes their outputs: PROFILE=full on a GPU, PROFILE=long without
+# make check-published  rebuilds both notebooks from the published run and compares what they print; needs its images
+# make soak    fifty kills, a thousand damaged files, thousands of drawn labels and boxes; `make test` takes a few
 #
-# TORCH=cpu installs torch without CUDA, a download of 0.2 GB. PYTHON=python3.12 chooses what .venv is made with.
+# Each first installs what is needed into .venv, once. TORCH=cpu installs torch without CUDA, a download of 0.2 GB.
+# PYTHON=python3.12 chooses what .venv is made with.
 
 VENV := .venv
 SETUP := $(VENV)/installed
@@ -15,45 +18,26 @@ SETUP := $(VENV)/installed
 ifndef PYTHON
 PYTHON := python3
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),none)
-ifeq ($(shell test -x "$(ACTIVE)/bin/python" && "$(ACTIVE)/bin/python" scripts/installed.py && echo yes),yes)
+ifeq ($(shell test -x "$(ACTIVE)/bin/python" && "$(ACTIVE)/bin/python" scripts/test.py --installed && echo yes),yes)
 VENV := $(ACTIVE)
 SETUP :=
 endif
 endif
 RUN := "$(VENV)/bin/python"
 
-.PHONY: run test report soak bench search study store check-published
+.PHONY: run test report bench search study store check-published soak
 
-run: $(SETUP)
-	@$(RUN) scripts/run.py $(NOTEBOOK)
+run test report bench search study: $(SETUP)
+	@$(RUN) scripts/$@.py $(if $(filter run,$@),$(NOTEBOOK))
 
-test: $(SETUP)
-	@$(RUN) scripts/test.py
-
-# Rebuilds both notebooks from the published run, without training, and compares the results they print. Needs MNIST.
-check-published: $(SETUP)
-	$(RUN) scripts/check_published.py
-
-# Fifty kills, a thousand damaged files, thousands of drawn labels and boxes, where `make test` takes a few of each.
-soak: $(SETUP)
-	SOAK=1 $(RUN) -m pytest -m slow
-
-# What `make store` has left in figures/ is all it needs; report.pdf is committed beside it.
-report: $(SETUP)
-	@$(RUN) scripts/report.py
-
-bench: $(SETUP)
-	@$(RUN) scripts/bench.py
-
-search: $(SETUP)
-	@$(RUN) scripts/search.py
-
-study: $(SETUP)
-	@$(RUN) scripts/study.py
-
-# Runs the notebooks and keeps their outputs in them: what is published. PROFILE=full on a GPU, PROFILE=long without.
 store: $(SETUP)
 	@$(RUN) scripts/run.py --store $(NOTEBOOK)
+
+check-published: $(SETUP)
+	@$(RUN) scripts/test.py --published
+
+soak: $(SETUP)
+	SOAK=1 $(RUN) -m pytest -m slow
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'

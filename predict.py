@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import models
 import pictures
 import pieces
 import utils
@@ -28,10 +29,12 @@ from data import DataError
 from data.labels import HEIGHT, WIDTH
 from pictures import Picture
 from pieces import HIGH, Piece
+from training import plots
 from training.progress import forgive_output
 from training.runs import Trained, load_weights
 
 TASKS = {"localization": "loc", "detection": "det"}
+NETWORKS = {name: models.OURS[task].__name__ for name, task in TASKS.items()}
 # A seven is no zero or one, but detection cannot say so: one digit too few is better than a wrong one.
 DEFAULT = "localization"
 OVERLAP = 0.5  # IoU above which two boxes of one class are one digit, on the border of two cells and found in both
@@ -121,7 +124,7 @@ def find_digits(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number in [0, 1], found {threshold}")
     if not isinstance(weights, Trained):
-        weights = load_weights(WEIGHTS / f"{weights}.pt" if weights in TASKS else weights)
+        weights = load_weights(WEIGHTS / f"{NETWORKS[weights]}.pt" if weights in TASKS else weights)
     where = _name(picture)
     return _find(pictures.read(picture, where, log), where, weights, threshold, log)
 
@@ -200,7 +203,7 @@ def _draw(picture: Picture, digits: Sequence[Digit]) -> Figure:
     gray = picture.gray
     scale = torch.tensor((gray.shape[2] / picture.width, gray.shape[1] / picture.height)).repeat(2)
     boxes = torch.tensor([digit.box for digit in digits]).reshape(-1, 4) * scale
-    return utils.draw_found(gray, boxes, [f"{digit.category}  {digit.score:.2f}" for digit in digits])
+    return utils.draw_detections(gray, boxes, [f"{digit.category}  {digit.score:.2f}" for digit in digits])
 
 
 # ---------------------------------------------------------------------------------------------- command
@@ -246,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         drawings = choose_drawings(options.pictures, options.output)
-        trained = load_weights(options.weights or WEIGHTS / f"{options.task or DEFAULT}.pt")
+        trained = load_weights(options.weights or WEIGHTS / f"{NETWORKS[options.task or DEFAULT]}.pt")
         if options.task and trained.task != TASKS[options.task]:
             raise ValueError(f"{trained.path}: holds a network for another task than {options.task}")
         if not 0 <= options.threshold <= 1:
@@ -265,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{path}: class {digit.category}, score {digit.score:.3f}, box {box}")
             if not digits:
                 print(f"{path}: no digit")
-            utils.save_figure(_draw(picture, digits), drawing.parent, drawing.stem)
+            plots.save_figure(_draw(picture, digits), drawing.parent, drawing.stem)
             log(f"{path}: drawn in {drawing}")
         except (OSError, ValueError) as error:  # the other pictures can still be done
             log(f"predict.py: {error}")

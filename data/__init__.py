@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from data import labels, perturb, sources
-from data.files import DataError, SaveError, load_tensors, save_tensors
-from data.labels import check_task
+from data.files import DataError, SaveError, load_tensors, remove_leftovers, save_tensors
 
 __all__ = ["FULL", "DataError", "Split", "Splits", "load"]
 
@@ -28,12 +27,12 @@ SEED = 42
 class Split:
     """Images and their labels."""
 
-    images: Tensor  # (N, 1, 48, 60), uint8 for made data and float32 in [0, 1] for the course's
+    images: Tensor  # (N, 1, 48, 60), uint8 for generated data and float32 in [0, 1] for the course's
     labels: Tensor  # float32, (N, 6) for "loc" and (N, 2, 3, 6) for "det", see data/labels.py
-    lists: list | None = None  # "det": per image its boxes in fractions of the image, (k, 6) or k times (6,)
-    digits: Tensor | None = None  # made data: (N,) or (N, 2, 3), which of the source's digits it is, -1 where none is
-    visible: Tensor | None = None  # made data: labels with the box around what the noise leaves visible of a digit
-    pieces: Tensor | None = None  # made data: into how many pieces the digit's ink falls, 0 where none is
+    lists: list[Tensor] | None = None  # "det": per image its boxes in fractions of the image, (k, 6)
+    digits: Tensor | None = None  # generated: (N,) or (N, 2, 3), which of the source's digits it is, -1 for none
+    visible: Tensor | None = None  # generated: labels with the box around what the noise leaves visible of a digit
+    pieces: Tensor | None = None  # generated: as `digits`, into how many pieces the digit's ink falls, 0 for none
 
     @property
     def task(self) -> str:
@@ -49,9 +48,8 @@ class Split:
             index = torch.atleast_1d(torch.as_tensor(index, device="cpu"))
             index = index if len(index) else index.long()  # of an empty list torch makes floats
         numbers = torch.arange(len(self))[index].tolist()
-        lists = [self.lists[number] for number in numbers] if self.lists is not None else None
-        made = (None if values is None else values[index] for values in (self.digits, self.visible, self.pieces))
-        return Split(self.images[index], self.labels[index], lists, *made)
+        chosen = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **chosen, lists=self.lists and [self.lists[number] for number in numbers])
 
     def to(self, device: torch.device) -> "Split":
         """The same with images and labels on a device."""
@@ -74,26 +72,25 @@ class Splits:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the training and validation images and labels: all that a trained network depends on.
-
-        Of generated images mean and standard deviation stand for the pixels. The rest follows from the labels, and a
-        processor of another make rounds one pixel in a million or so otherwise: there it is the same set all the same.
-        """
+        """SHA-256 of the training and validation images and labels: all that a trained network depends on. Of generated
+        images it takes mean and standard deviation: another processor rounds one pixel in a million or so otherwise."""
         digest = hashlib.sha256(self.task.encode())
-        for split in (self.train, self.val):
-            images = split.images
-            if self.source == "course":
-                digest.update(f"{images.dtype}{tuple(images.shape)}".encode())
-                digest.update(np.ascontiguousarray(images.numpy()))
+        for tensor in (self.train.images, self.train.labels, self.val.images, self.val.labels):
+            shape = tuple(tensor.shape)
+            if self.source != "course" and tensor.dtype == torch.uint8:
+                mean, std = pixel_moments(tensor)
+                digest.update(f"{self.source}{shape} {mean:.2f} {std:.2f}".encode())
             else:
-                counts = torch.bincount(images.flatten(), minlength=256).double() / images.numel()
-                values = torch.arange(256)
-                mean = (counts * values).sum()
-                std = (counts * (values - mean).square()).sum().sqrt()
-                digest.update(f"{self.source}{tuple(images.shape)} {mean:.2f} {std:.2f}".encode())
-            digest.update(f"{split.labels.dtype}{tuple(split.labels.shape)}".encode())
-            digest.update(np.ascontiguousarray(split.labels.numpy()))
+                digest.update(f"{tensor.dtype}{shape}".encode())
+                digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()
+
+
+def pixel_moments(images: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels of uint8 images, of [0, 255]."""
+    shares, values = torch.bincount(images.flatten(), minlength=256).double() / images.numel(), torch.arange(256)
+    mean = (shares * values).sum()
+    return mean.item(), (shares * (values - mean).square()).sum().sqrt().item()
 
 
 def load(
@@ -103,111 +100,86 @@ def load(
     folder: Path | None = None,
     log: Callable[[str], None] = print,
 ) -> Splits:
-    """Load, or make, the images and labels of a task.
+    """Load, or generate, the images and labels of a task.
 
     task: "loc" or "det". source: "course", "mnist" or "digits"; by default what the environment variable DATA_SOURCE
-    names, else the first of them that is there. sizes: how many training, validation and test images at most, by
-    default the course's. folder: where the course's files, `MNIST/raw` and the generated images are; by default this one,
-    but for the course's files what DATA_DIR names. `log` is told which source was taken, and why.
+    names, else the first that is there. sizes: how many training, validation and test images at most, by default FULL;
+    of the course's files that means all. folder: where the course's files, `MNIST/raw` and the generated images are, by
+    default this one, or for the course's files what DATA_DIR names. log: is told which source was taken, and why.
 
-    Raises ValueError for an unknown task or source, DataError (a ValueError) for files that are not what they should
-    be.
+    Raises ValueError for arguments, or a DATA_SOURCE, that make no sense; DataError, which is one, for a wrong DATA_DIR
+    and for files that are not what they should be.
     """
-    check_task(task)
+    labels.check_task(task)
     source = source or os.environ.get("DATA_SOURCE") or None
-    if source is not None and source not in sources.NAMES:
+    if source not in (None, *sources.NAMES):
         raise ValueError(f"DATA_SOURCE: expected one of {', '.join(sources.NAMES)}, found {source!r}")
     sizes = tuple(map(int, sizes or FULL[task]))
     if len(sizes) != 3 or min(sizes) < 1:
         raise ValueError(f"sizes: expected three numbers of images above 0, found {sizes}")
-    named = None if folder else os.environ.get("DATA_DIR")
-    course = Path(folder or named or FOLDER).expanduser()
-    if named and not source and not sources.any_course_files(course):
-        raise DataError(f"DATA_DIR: expected a folder with the course's files, found none of them in {course}")
+    if source in (None, "course"):
+        named = None if folder else os.environ.get("DATA_DIR")
+        course = Path(os.path.expanduser(folder or named or FOLDER))
+        needed = sources.course_files(course, task)
+        missing = [path.name for path in needed if not os.path.isfile(path)]
+        if named and not any(os.path.isfile(path) for each in FULL for path in sources.course_files(course, each)):
+            raise DataError(f"DATA_DIR: expected a folder with the course's files, found none of them in {course}")
+        if missing and (source or len(missing) < len(needed)):
+            raise DataError(f"{course}: expected the course's {len(needed)} files, found no {', '.join(missing)}")
+        if not missing:
+            log(f"data: the course's files in {course.resolve().name}/")
+            splits = []
+            for name, size, full in zip(sources.SPLITS, sizes, FULL[task], strict=True):
+                split = Split(*sources.load_course(course, task, name, log))
+                splits.append(split if size >= full else split[:size])  # other years' files may hold more
+            return Splits(*splits, "course")
     folder = Path(folder or FOLDER)
-    if source == "course" or (source is None and sources.course_is_there(course, task)):
-        log(f"data: the course's files in {course.resolve().name}/")
-        return _load_course(course, task, sizes, log)
-    if source == "mnist" or source is None:
-        if sources.mnist_is_there(folder, log):
-            log("data: images made from MNIST's digits")
-            return _load_made(sources.load_mnist(folder), folder, task, sizes, log)
-        if source == "mnist":
-            raise DataError(f"{folder / 'MNIST' / 'raw'}: no MNIST files, or damaged ones, and no download")
-    log("data: images made from scikit-learn's digits" + ("" if source else " (no course files, no MNIST)"))
-    return _load_made(sources.load_digits(), folder, task, sizes, log)
+    try:
+        digits = sources.load_digits() if source == "digits" else sources.load_mnist(folder)
+    except DataError as error:
+        if source:
+            raise
+        log(f"data: no MNIST, {error}")
+        digits = sources.load_digits()
+    log(f"data: images generated from {'MNIST' if digits.source == 'mnist' else 'scikit-learn'}'s digits")
+    return _load_generated(digits, folder, task, sizes, log)
 
 
-def _load_course(folder: Path, task: str, sizes: tuple[int, ...], log: Callable[[str], None]) -> Splits:
-    splits = []
-    for name, size in zip(sources.SPLITS, sizes, strict=True):
-        images, targets, lists = sources.load_course(folder, task, name, log)
-        if lists is not None:
-            path = folder / sources.COURSE_FILES[task]["lists"].format(name)
-            grid = labels.lists_to_grid(lists, str(path)).float()
-            labels.check_labels(grid, task, str(path))
-            if not labels.same_digits(grid, targets):
-                images_file = sources.COURSE_FILES[task]["images"].format(name)
-                raise DataError(f"{path}: not the same digits as in {images_file}")
-        splits.append(Split(images, targets, lists)[:size])
-    return Splits(*splits, "course")
-
-
-def _load_made(
+def _load_generated(
     digits: sources.Digits, folder: Path, task: str, sizes: tuple[int, ...], log: Callable[[str], None]
 ) -> Splits:
-    """Generated images, from the file that holds them if they were made before."""
-    key = _key(digits, task, sizes)
-    path = folder / "made" / f"{task}-{digits.source}-{key}.pt"
+    """Generated images, from the file that holds them if they were generated before."""
+    # All that they depend on: digits, task, sizes, seed, versions, and the code.
+    key = hashlib.sha256(json.dumps([task, sizes, SEED, torch.__version__, np.__version__]).encode())
+    for tensor in (digits.train, digits.train_classes, digits.test, digits.test_classes):
+        key.update(tensor.contiguous().numpy())
+    for module in ("__init__.py", "perturb.py", "labels.py"):
+        key.update((FOLDER / module).read_bytes())
+    path = folder / "made" / f"{task}-{digits.source}-{key.hexdigest()[:16]}.pt"
     try:
         stored = load_tensors(path)
-    except DataError:  # not there, or damaged: made again, the same
-        stored = _make(digits, task, sizes)
+    except DataError:  # not there, or damaged: generated again, the same
+        stored = _generate(digits, task, sizes)
+        remove_leftovers(path.parent, older_than=3600)
         try:
             save_tensors(path, stored)
         except SaveError as error:
             log(f"data: the images are used but not kept: {error}")
-    splits = []
-    for name in sources.SPLITS:
-        part = stored[name]
-        lists = labels.grid_to_lists(part["labels"]) if task == "det" else None
-        splits.append(Split(lists=lists, **part))
-    return Splits(*splits, digits.source)
+    lists = [labels.grid_to_lists(part["labels"]) if task == "det" else None for part in stored]
+    return Splits(*(Split(**part, lists=each) for part, each in zip(stored, lists, strict=True)), digits.source)
 
 
-def _make(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> dict[str, dict[str, Tensor]]:
+def _generate(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
     """All three splits. Training and validation get different digits of the source's training part, of each class
     nine tenths and one tenth, the same in both tasks."""
     order = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(digits.train)))
-    parts = []
-    for class_id in range(labels.CLASSES["loc"]):
-        mine = order[digits.train_classes[order] == class_id]
-        parts.append(mine.tensor_split([round(len(mine) * TRAINING_SHARE)]))
-    train, val = map(torch.cat, zip(*parts, strict=True))
-    pools = {"train": train, "val": val, "test": torch.arange(len(digits.test))}
-    made = {}
-    for number, (name, pool) in enumerate(pools.items()):
-        part = (digits.test, digits.test_classes) if name == "test" else (digits.train, digits.train_classes)
-        images, classes = part
+    of_class = [order[digits.train_classes[order] == class_id] for class_id in range(labels.CLASSES["loc"])]
+    parts = [mine.tensor_split([round(len(mine) * TRAINING_SHARE)]) for mine in of_class]
+    splits = []
+    for number, pool in enumerate((*map(torch.cat, zip(*parts, strict=True)), torch.arange(len(digits.test)))):
+        test = number == 2
+        images, classes = (digits.test, digits.test_classes) if test else (digits.train, digits.train_classes)
         pool = pool[classes[pool] < labels.CLASSES[task]]
         seed = [SEED, 1, list(labels.CLASSES).index(task), number]
-        found = perturb.make_images(images[pool], classes[pool], task, sizes[number], seed)
-        there = found.digits >= 0
-        made[name] = {
-            "images": found.images,
-            "labels": found.labels,
-            "visible": found.visible,
-            "digits": torch.where(there, pool[found.digits], -1),
-            "pieces": torch.where(there, perturb.count_pieces(images[pool])[found.digits], 0),
-        }
-    return made
-
-
-def _key(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> str:
-    """Everything that generated images depend on: the digits, task, sizes, seed, the code that makes them, versions."""
-    digest = hashlib.sha256(json.dumps([task, sizes, SEED, torch.__version__, np.__version__]).encode())
-    for tensor in (digits.train, digits.train_classes, digits.test, digits.test_classes):
-        digest.update(np.ascontiguousarray(tensor.numpy()))
-    for module in ("__init__.py", "perturb.py", "labels.py"):
-        digest.update((FOLDER / module).read_bytes())
-    return digest.hexdigest()[:16]
+        splits.append(perturb.make_images(images, classes, pool, task, sizes[number], seed))
+    return splits

@@ -1,7 +1,6 @@
-"""How alike generated images and the course's own are: what is known of the course's training sets, and the same of ours.
+"""How alike generated images and the course's own are: what is known of the course's training sets, and of ours.
 
-The course's figures were measured on its files, or read off published images of them. `tolerance` is how far a
-set of the full size may be from them.
+The course's figures were measured on its files, or read off published images of them.
 """
 
 from typing import NamedTuple
@@ -9,25 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data import Splits
+from data import Splits, pixel_moments
 from data.labels import HEIGHT, WIDTH, cells_to_image
 
-# How far the mean accuracy of the reference's own trained networks on generated images may be from what they have on the
-# course's, by the reference's own measure.
+# How far the mean accuracy of the reference's own trained networks on generated images may be from what they have on
+# the course's, by the reference's own metric.
 REFERENCE_TOLERANCE = 0.006
 BRIGHT = 250  # of 255: 0.98
 FOR_NOISE = 4000  # images from which the background's autocorrelation is measured
+DISTANCES = (1, 2, 3, 4, 6)  # pixels, at which it is measured
 
-
-class Check(NamedTuple):
-    """A figure of the course's training set, how far ours may be from it, and ours."""
-
-    name: str
-    course: float
-    tolerance: float
-    ours: float
-
-
+# The course's figures, and how far those of a full set may be from them.
 COURSE = {
     "loc": {
         "mean of all pixels": (0.4171, 0.002),
@@ -51,16 +42,18 @@ COURSE = {
         "digits per image": (1.2748, 0.015),
     },
 }
-# Autocorrelation of the background at so many pixels.
-DISTANCES = (1, 2, 3, 4, 6)
-
-
-def _distance(px: int) -> str:
-    return f"autocorrelation of the background, {px} px"
-
-
 for _task, _values in (("loc", (0.686, 0.537, 0.361, 0.222, 0.058)), ("det", (0.567, 0.453, 0.314, 0.201, 0.063))):
-    COURSE[_task] |= {_distance(px): (value, 0.02) for px, value in zip(DISTANCES, _values, strict=True)}
+    _names = [f"autocorrelation of the background, {px} px" for px in DISTANCES]
+    COURSE[_task] |= {name: (value, 0.02) for name, value in zip(_names, _values, strict=True)}
+
+
+class Check(NamedTuple):
+    """A figure of the course's training set, how far ours may be from it, and ours."""
+
+    name: str
+    course: float
+    tolerance: float
+    ours: float
 
 
 def compare(splits: Splits) -> list[Check]:
@@ -70,36 +63,20 @@ def compare(splits: Splits) -> list[Check]:
         images = (images * 255).round().byte()
     rows = labels[:, None] if splits.task == "loc" else cells_to_image(labels).flatten(1, 2)  # (N, digits, 6)
     digits = rows[rows[..., 0] == 1]
-    size = rows.new_tensor((WIDTH, HEIGHT))
-    mean, deviation = moments(images)
-    ours = {"mean of all pixels": mean, "standard deviation of all pixels": deviation}
+    width, height = (digits[:, 3:5] * rows.new_tensor((WIDTH, HEIGHT))).T
+    ours = [moment / 255 for moment in pixel_moments(images)]
     if splits.task == "loc":
-        width, height = (digits[:, 3:5] * size).mean(0).tolist()
-        ours |= {"box width, pixels": width, "box height, pixels": height}
-        ours["box area, share of the image"] = digits[:, 3:5].prod(1).mean().item()
         low, high = edges(digits)
-        reached = torch.cat((low == 0, high == size - 1), 1).float().mean(0).tolist()
-        for name, share in zip(("left", "top", "right", "bottom"), reached, strict=True):
-            ours[f"boxes that reach the {name} edge"] = share
-        inside = cover(rows, last=0)
-        ours["pixels in boxes at or above 0.98"] = (images[:, 0][inside] >= BRIGHT).float().mean().item()
+        reached = torch.cat((low == 0, high == high.new_tensor((WIDTH - 1, HEIGHT - 1))), 1)
+        bright = images[:, 0][cover(rows, last=0)] >= BRIGHT
+        ours += [digits[:, 3:5].prod(1).mean(), width.mean(), height.mean(), *reached.double().mean(0)]
+        ours += [bright.double().mean()]
     else:
-        for class_id, name in enumerate(("zeros", "ones")):
-            width, height = (digits[digits[:, 5] == class_id, 3:5] * size).mean(0).tolist()
-            ours |= {f"width of {name}, pixels": width, f"height of {name}, pixels": height}
-        ours["digits per image"] = len(digits) / len(labels)
-    some = slice(FOR_NOISE)
-    correlations = autocorrelation(images[some, 0], ~cover(rows[some], last=1))
-    ours |= {_distance(px): value for px, value in zip(DISTANCES, correlations, strict=True)}
-    return [Check(name, *COURSE[splits.task][name], ours[name]) for name in COURSE[splits.task]]
-
-
-def moments(images: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of all pixels of images (N, 1, 48, 60) uint8, as of [0, 1]."""
-    counts = sum(part.flatten().bincount(minlength=256) for part in images.split(4096)).double()
-    values, shares = torch.arange(256).double() / 255, counts / counts.sum()
-    mean = (shares * values).sum()
-    return mean.item(), (shares * (values - mean) ** 2).sum().sqrt().item()
+        ours += [size[digits[:, 5] == class_id].mean() for class_id in (0, 1) for size in (width, height)]
+        ours += [len(digits) / len(labels)]
+    ours += autocorrelation(images[:FOR_NOISE, 0].float(), ~cover(rows[:FOR_NOISE], last=1))
+    course = COURSE[splits.task].items()
+    return [Check(name, *figures, float(value)) for (name, figures), value in zip(course, ours, strict=True)]
 
 
 def edges(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,22 +88,18 @@ def edges(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def cover(rows: Tensor, last: int) -> Tensor:
     """Which pixels the boxes (N, digits, 6) cover, (N, 48, 60) bool; with last=1 the last column and row as well."""
-    low, high = edges(rows)
-    covered = torch.zeros(len(rows), HEIGHT, WIDTH, dtype=torch.bool)
-    for number in range(rows.shape[1]):
-        (left, top), (right, bottom) = (edge[:, number].T[..., None] for edge in (low, high))  # (N, 1) each
-        across = (torch.arange(WIDTH) >= left) & (torch.arange(WIDTH) < right + last)
-        down = (torch.arange(HEIGHT) >= top) & (torch.arange(HEIGHT) < bottom + last) & (rows[:, number, :1] == 1)
-        covered |= down[:, :, None] & across[:, None]
-    return covered
+    (left, top), (right, bottom) = (edge.unsqueeze(-1).unbind(2) for edge in edges(rows))  # (N, digits, 1) each
+    x, y = torch.arange(WIDTH), torch.arange(HEIGHT)
+    across, down = (left <= x) & (x < right + last), (top <= y) & (y < bottom + last) & (rows[..., :1] == 1)
+    return (down[..., None] & across[..., None, :]).any(1)
 
 
-def autocorrelation(images: Tensor, noise: Tensor) -> list[float]:
+def autocorrelation(images: Tensor, noise: Tensor) -> list[Tensor]:
     """Of those pixels of images (N, 48, 60) that are noise, (N, 48, 60) bool, at DISTANCES along a row."""
-    values = torch.where(noise, images.float() - images[noise].float().mean(), 0.0)
-    variance = values.square().sum() / noise.sum()
-    found = []
-    for px in DISTANCES:
-        pairs = (noise[..., px:] & noise[..., :-px]).sum()
-        found.append(((values[..., px:] * values[..., :-px]).sum() / pairs / variance).item())
-    return found
+    values = torch.where(noise, images - images[noise].mean(), 0.0)
+
+    def covariance(px: int) -> Tensor:
+        products, pairs = (each[..., px:] * each[..., : WIDTH - px] for each in (values, noise))
+        return products.sum() / pairs.sum()
+
+    return [covariance(px) / covariance(0) for px in DISTANCES]

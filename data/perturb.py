@@ -1,8 +1,5 @@
-"""Makes 48x60 images and boxes out of 28x28 digits, as the course made its own: noise, one affine map per digit.
-
-The course's recipe was read off published images of its files, pixel by pixel; `localization.ipynb` and
-`detection.ipynb` set what is made here beside what is known of them. Everything follows from one seed: each chunk of
-images has its own random numbers, so that chunks can be made side by side.
+"""Generates 48x60 images and boxes from 28x28 digits by the course's recipe, which was read off published images of its
+files, pixel by pixel: noise, and one affine map per digit. Everything follows from one seed.
 """
 
 import math
@@ -17,17 +14,15 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from data.labels import COLUMNS, GRID, HEIGHT, NO_DIGIT, ROWS, WIDTH, assign_cells, to_cells
+from data.labels import COLUMNS, GRID, HEIGHT, NO_DIGIT, ROWS, WIDTH, find_cell, to_cells
 
-CHUNK = 1000  # images made at a time: bounds memory, and is the unit that the cores share
+CHUNK = 1000  # images that have random numbers of their own: bounds memory, and is the unit that the cores share
 
-# Digit: torchvision's RandomAffine(30, translate=(1 / 3, 1 / 3), scale=(0.7, 1.2)) of the digit's middle
+# A digit is mapped as by torchvision's RandomAffine(30, translate=(1 / 3, 1 / 3), scale=(0.7, 1.2)).
 MARGIN = 2  # outermost pixels of the 28x28 digit that do not count
 ROTATION = 30.0  # degrees, uniform in +-
 SCALE = (0.7, 1.2)  # uniform
 SHIFT = (WIDTH / 3, HEIGHT / 3)  # pixels, uniform in +-, rounded
-
-# Sets
 EMPTY_SHARE = 1 / 11  # of localization images
 USES = 3  # how often detection draws each zero and each one
 APART = 8  # pixels at least, in x or in y, between two boxes of a detection image
@@ -50,65 +45,54 @@ NOISE = {
 }
 
 
-def _blur_matrix(size: int, sigma: float) -> Tensor:
-    """(size, size + 2 * radius): blurs white noise along one axis; its rows have norm 1, so variance stays 1."""
-    radius = math.ceil(4 * sigma)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel /= kernel.norm()
-    matrix = torch.zeros(size, size + 2 * radius)
-    for row in range(size):
-        matrix[row, row : row + len(kernel)] = kernel
-    return matrix
-
-
 def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
     """Backgrounds without digits, (count, 48, 60) uint8."""
     z = torch.zeros(count, HEIGHT, WIDTH)
     for sigma, share in noise.shares:
-        rows, columns = (_blur_matrix(size, sigma) for size in (HEIGHT, WIDTH)) if sigma else (None, None)
-        shape = (rows.shape[1], columns.shape[1]) if sigma else (HEIGHT, WIDTH)
-        white = torch.from_numpy(rng.standard_normal((count, *shape), dtype=np.float32))
-        # Noise wider than the image, so that blurring has no border.
-        z += math.sqrt(share) * (rows @ white @ columns.T if sigma else white)
+        radius = math.ceil(4 * sigma)  # noise wider than the image, so that blurring has no border
+        shape = (count, HEIGHT + 2 * radius, WIDTH + 2 * radius)
+        part = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        if sigma:
+            part = _blur_matrix(HEIGHT, radius, sigma) @ part @ _blur_matrix(WIDTH, radius, sigma).T
+        z += math.sqrt(share) * part
     return z.mul_(noise.std).add_(noise.mean).clamp_(0, 1).mul_(255).round_().byte()
+
+
+def _blur_matrix(size: int, radius: int, sigma: float) -> Tensor:
+    """(size, size + 2 * radius): blurs white noise along one axis; its rows have norm 1, so variance stays 1."""
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    matrix = torch.zeros(size, size + 2 * radius)
+    for row in range(size):
+        matrix[row, row : row + len(kernel)] = kernel / kernel.norm()
+    return matrix
 
 
 def warp_digits(digits: Tensor, rng: np.random.Generator) -> Tensor:
     """Digits (M, 28, 28) uint8 -> each turned, scaled and shifted in a black image of its own, (M, 48, 60) uint8."""
-    count = len(digits)
-    angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, count))
-    scale = rng.uniform(*SCALE, count)
-    shift = np.round(rng.uniform(-1, 1, (count, 2)) * SHIFT)
+    angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, len(digits)))
+    scale = rng.uniform(*SCALE, len(digits))
+    shift = np.round(rng.uniform(-1, 1, (len(digits), 2)) * SHIFT)
     return affine(digits, *(torch.from_numpy(values).float() for values in (angle, scale, shift)))
 
 
 def affine(digits: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """The middle of digits (M, 28, 28), laid in the middle of black images and mapped about the images' centre:
-    turned by angle (M,) in radians, scaled by (M,) and shifted by (M, 2) pixels. Nearest pixel, black outside.
-
-    What torchvision's `affine` does to one image, for many.
-    """
-    inner = digits[:, MARGIN:-MARGIN, MARGIN:-MARGIN]  # (M, 24, 24)
-    size = inner.new_tensor(inner.shape[1:]).float()
+    """torchvision's `affine` for many at once: the middle of digits (M, 28, 28), put in the middle of black images
+    (M, 48, 60) and mapped about it: turned by angle (M,) in radians, scaled by (M,) and shifted by (M, 2) pixels."""
+    inner = digits[:, None, MARGIN:-MARGIN, MARGIN:-MARGIN].float()  # (M, 1, 24, 24)
     # grid_sample asks where each pixel comes from: shifted back, turned back, scaled back.
     cos, sin = angle.cos() / scale, angle.sin() / scale
-    back = torch.stack((torch.stack((cos, sin), 1), torch.stack((-sin, cos), 1)), 1)  # (M, 2, 2)
-    offset = -(back @ shift[:, :, None])
-    x, y = (torch.arange(WIDTH) + 0.5 - WIDTH / 2, torch.arange(HEIGHT) + 0.5 - HEIGHT / 2)
-    place = torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)  # (2, 48 * 60)
-    where = (back @ place + offset).mT / (size / 2)  # (M, 48 * 60, 2)
-    where = where.view(len(digits), HEIGHT, WIDTH, 2)
-    return F.grid_sample(inner[:, None].float(), where, mode="nearest", align_corners=False)[:, 0].byte()
+    back = torch.stack((cos, sin, -sin, cos), 1).view(-1, 2, 2)
+    x, y = (torch.arange(size) + 0.5 - size / 2 for size in (WIDTH, HEIGHT))
+    pixels = torch.stack(torch.meshgrid(x, y, indexing="xy")).flatten(1)  # (2, 48 * 60)
+    origin = (back @ pixels - back @ shift[:, :, None]).mT / (inner.shape[-1] / 2)  # (M, 48 * 60, 2)
+    origin = origin.view(-1, HEIGHT, WIDTH, 2)
+    return F.grid_sample(inner, origin, mode="nearest", align_corners=False)[:, 0].byte()
 
 
 def count_pieces(digits: Tensor) -> Tensor:
-    """Into how many pieces the ink of the middle of digits (M, 28, 28) falls, (M,). Pixels that meet at a corner are in
-    one piece."""
+    """Into how many pieces the ink of the middle of digits (M, 28, 28) falls, corners joining them, (M,) int64."""
     ink = (digits[:, MARGIN:-MARGIN, MARGIN:-MARGIN] > 0).numpy()
-    touch = np.zeros((3, 3, 3))
-    touch[1] = 1  # within a digit, and not from one to the next
-    last = ndimage.label(ink, touch)[0].max((1, 2), initial=0)  # pieces are numbered from the first digit to the last
-    return torch.from_numpy(np.diff(np.maximum.accumulate(last), prepend=0)).long()
+    return torch.tensor([ndimage.label(each, np.ones((3, 3)))[1] for each in ink], dtype=torch.long)
 
 
 def find_boxes(ink: Tensor) -> Tensor:
@@ -117,108 +101,86 @@ def find_boxes(ink: Tensor) -> Tensor:
     Its edges are the first and the last row and column with ink, so that w and h are one pixel less than the ink is
     wide and high, and 0 for a line of one pixel. No ink at all gives a box of nothing at the image's corner.
     """
-    edges = []
-    for axis, size in ((1, WIDTH), (2, HEIGHT)):
+    size, low, high = torch.tensor((WIDTH, HEIGHT)), [], []
+    for axis in (1, 2):
         used = ink.any(axis).byte()  # (M, 60) columns; (M, 48) rows
-        edges += [used.argmax(1), size - 1 - used.flip(1).argmax(1)]
-    left, right, top, bottom = (torch.where(ink.any((1, 2)), edge, 0).double() for edge in edges)
-    return torch.stack(
-        ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT), 1
-    )
+        low.append(used.argmax(1))
+        high.append(torch.where(ink.any((1, 2)), used.shape[1] - 1 - used.flip(1).argmax(1), 0))
+    low, high = torch.stack(low, 1).double(), torch.stack(high, 1).double()
+    return torch.cat(((low + high) / 2 / size, (high - low) / size), 1)
 
 
 def fill_images(boxes: np.ndarray) -> np.ndarray:
     """Which image each digit goes to, (M,): boxes (M, 4) in their order, each joining the image begun last if it
     is at least APART pixels from every box there, and its centre in another cell however borders are read."""
-    size = np.array((WIDTH, HEIGHT, WIDTH, HEIGHT))
-    x, y, w, h = (np.round(boxes * size * 2).astype(int)).T  # half pixels, in which all of them are whole
-    left, right, top, bottom = x - w // 2, x + w // 2, y - h // 2, y + h // 2
+    x, y, w, h = np.round(boxes * (WIDTH, HEIGHT, WIDTH, HEIGHT) * 2).astype(int).T  # half pixels: whole numbers
+    low, high = np.stack((x - w // 2, y - h // 2), 1), np.stack((x + w // 2, y + h // 2), 1)
     column, row = 2 * WIDTH // COLUMNS, 2 * HEIGHT // ROWS
     cells = np.stack([(x - dx) // column + COLUMNS * ((y - dy) // row) for dx in (0, 1) for dy in (0, 1)], 1)
-    owner, members = np.empty(len(boxes), dtype=np.int64), []
-    image = -1
-    for number in range(len(boxes)):
-        joins = bool(members) and all(
-            max(left[number] - right[other], left[other] - right[number], top[number] - bottom[other],
-                top[other] - bottom[number]) >= 2 * APART and (cells[number] != cells[other]).all()
-            for other in members
-        )  # fmt: skip
-        if not joins:
-            image, members = image + 1, []
-        members.append(number)
-        owner[number] = image
-    return owner
+    image, first = np.zeros(len(boxes), dtype=np.int64), 0  # the first digit of the image begun last
+    for number in range(1, len(boxes)):
+        there = slice(first, number)
+        apart = np.maximum(low[number] - high[there], low[there] - high[number]).max(1) >= 2 * APART
+        joins = (apart[:, None] & (cells[number] != cells[there])).all()
+        image[number] = image[number - 1] + (not joins)
+        first = first if joins else number
+    return image
 
 
-@dataclass(frozen=True)
-class Made:
-    """A set of images."""
+def make_images(
+    digits: Tensor, classes: Tensor, pool: Tensor, task: str, count: int, seed: list[int]
+) -> dict[str, Tensor]:
+    """Generate `count` images from those of the digits (D, 28, 28) uint8 of classes (D,) whose numbers are in the pool,
+    reused where they are few. Returns what a `Split` of generated images holds.
 
-    images: Tensor  # (N, 1, 48, 60) uint8
-    labels: Tensor  # (N, 6) or (N, 2, 3, 6) float32
-    visible: Tensor  # the same with the boxes around what can be seen: pixels of the digit brighter than the noise
-    digits: Tensor  # (N,) or (N, 2, 3), the number of the digit, -1 where there is none
-
-
-def make_images(digits: Tensor, classes: Tensor, task: str, count: int, seed: list[int]) -> Made:
-    """Make a set of `count` images from digits (D, 28, 28) uint8 of classes (D,), reused where they are few.
-
-    Detection draws each digit equally often. Where `count` images take about all digits three times, as the course's
-    sets do, exactly that is drawn, and there are as many images as come out of it, one in a hundred more or less.
+    Detection draws each digit equally often. Where that is about three times, as in the course's sets, it is exactly
+    that, and there are as many images as come out of it, one in a hundred more or less.
     """
     rng = np.random.default_rng([*seed, 0])
-    used = _draw_digits(len(digits), task, count, rng)
-    warped = torch.cat(_in_chunks(len(used), lambda part, rng: warp_digits(digits[used[part]], rng), [*seed, 1]))
+    used = pool[_draw_digits(len(pool), task, count, rng)]
+    warped = _in_chunks(len(used), lambda part, rng: warp_digits(digits[used[part]], rng), [*seed, 1])
     boxes = find_boxes(warped > 0)
     if task == "det":
-        owner = torch.from_numpy(fill_images(boxes.numpy()))
-        filled = int(owner[-1]) + 1
-        count = filled if len(used) == USES * len(digits) else min(count, filled)
-        used, warped, boxes, owner = (values[owner < count] for values in (used, warped, boxes, owner))
+        image = torch.from_numpy(fill_images(boxes.numpy()))
+        filled = int(image[-1]) + 1
+        count = filled if len(used) == USES * len(pool) else min(count, filled)
+        used, warped, boxes, image = (values[image < count] for values in (used, warped, boxes, image))
+        column, row = find_cell(boxes[:, 0], boxes[:, 1])
+        at = (image, row.long(), column.long())
     else:
-        owner = torch.from_numpy(rng.permutation(count)[: len(used)])
-    noise = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, NOISE[task], rng), [*seed, 2])
-    images = torch.cat(noise)
-    visible = find_boxes(warped > images[owner])
-    images.view(count, -1).scatter_reduce_(0, owner[:, None].expand(-1, HEIGHT * WIDTH), warped.flatten(1), "amax")
-    true, seen = (torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1) for box in (boxes, visible))
-    return Made(images[:, None], *_lay_out(task, count, owner, true, seen, used))
+        image = torch.from_numpy(rng.permutation(count)[: len(used)])
+        at = (image,)
+    images = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, NOISE[task], rng), [*seed, 2])
+    visible = find_boxes(warped > images[image])
+    images.view(count, -1).scatter_reduce_(0, image[:, None].expand(-1, HEIGHT * WIDTH), warped.flatten(1), "amax")
+    generated = {"images": images[:, None]}
+    for name, box in (("labels", boxes), ("visible", visible)):
+        rows = torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1)  # (M, 6)
+        generated[name] = torch.tensor(NO_DIGIT).repeat(count, *GRID[task], 1)
+        generated[name][at] = (to_cells(rows, column, row) if task == "det" else rows).float()
+    for name, numbers, none in (("digits", used, -1), ("pieces", count_pieces(digits[used]), 0)):
+        generated[name] = torch.full((count, *GRID[task]), none)
+        generated[name][at] = numbers
+    return generated
 
 
-def _lay_out(
-    task: str, count: int, owner: Tensor, true: Tensor, seen: Tensor, used: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is known of digits (M, ...) in images (M,), as `Made` has it: labels, those of the visible ink, digits."""
-    labels, shown = (torch.tensor(NO_DIGIT, dtype=torch.float64).repeat(count, *GRID[task], 1) for _ in range(2))
-    numbers, at = torch.full((count, *GRID[task]), -1), (owner,)
-    if task == "det":
-        column, row = assign_cells(true, owner)
-        true, seen, at = (to_cells(true, column, row), to_cells(seen, column, row), (owner, row.long(), column.long()))
-    labels[at], shown[at], numbers[at] = true, seen, used
-    return labels.float(), shown.float(), numbers
-
-
-def _in_chunks(count: int, make: Callable[[slice, np.random.Generator], Tensor], seed: list[int]) -> list[Tensor]:
+def _in_chunks(count: int, make: Callable[[slice, np.random.Generator], Tensor], seed: list[int]) -> Tensor:
     """What `make` gives for one part of 0 to `count` after the other, each with its own random numbers."""
 
     def chunk(first: int) -> Tensor:
         return make(slice(first, min(first + CHUNK, count)), np.random.default_rng([*seed, first // CHUNK]))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(chunk, range(0, count, CHUNK)))
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return torch.cat(list(threads.map(chunk, range(0, count, CHUNK))))
 
 
-def _draw_digits(pool: int, task: str, count: int, rng: np.random.Generator) -> Tensor:
+def _draw_digits(pool: int, task: str, count: int, rng: np.random.Generator) -> np.ndarray:
     """Which of so many digits are drawn for `count` images, in which order."""
     if task == "loc":
         needed = count - round(count * EMPTY_SHARE)
-        rounds = [rng.permutation(pool) for _ in range(math.ceil(needed / pool))]
-        return torch.from_numpy(np.concatenate([*rounds, np.empty(0, dtype=np.int64)])[:needed])
-    expected = count * PER_IMAGE
-    if 0.9 < expected / (USES * pool) < 1.1:
-        uses, different = USES, pool
-    else:
+        return np.concatenate([rng.permutation(pool) for _ in range(math.ceil(needed / pool))])[:needed]
+    uses, different, expected = USES, pool, count * PER_IMAGE
+    if not 0.9 < expected / (USES * pool) < 1.1:
         uses = max(USES, math.ceil(expected * MARGIN_OF_DIGITS / pool))
         different = math.ceil(expected * MARGIN_OF_DIGITS / uses)
-    chosen = rng.permutation(pool)[:different]
-    return torch.from_numpy(rng.permutation(np.repeat(chosen, uses)))
+    return rng.permutation(np.repeat(rng.permutation(pool)[:different], uses))

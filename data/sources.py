@@ -1,13 +1,9 @@
 """Where digits come from: the course's files, MNIST, or scikit-learn's digits."""
 
-import contextlib
-import gzip
-import hashlib
-import math
-import threading
+import socket
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -16,30 +12,34 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from data.files import DataError, atomic_write, load_tensors
-from data.labels import check_split, mend_labels, mend_images
+from data.files import load_tensors, lock, naming
+from data.labels import check_split, lists_to_grid, same_digits
 
 NAMES = ("course", "mnist", "digits")
 SPLITS = ("train", "val", "test")
-COURSE_FILES = {
-    "loc": {"images": "localization_{}.pt"},
-    "det": {"images": "detection_{}.pt", "lists": "list_y_true_{}.pt"},
-}
-# What the course's files may be made of besides tensors, under the names that several versions pickle.
-_numpy = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
-COURSE_CLASSES = [TensorDataset, Subset, np.ndarray, np.dtype, *_numpy]
-COURSE_CLASSES += [(function, f"numpy.core.multiarray.{function.__name__}") for function in _numpy]
-COURSE_CLASSES += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "u1", "i4", "i8", "?")]
+COURSE_FILES = {"loc": ["localization_{}.pt"], "det": ["detection_{}.pt", "list_y_true_{}.pt"]}
+MOST_OUTSIDE = 0.001  # share of pixels outside [0, 1] that is a slip; more is another scale
+
+# The classes and functions that a course file may ask for; NumPy's had other names before its version 2.
+_parts = [TensorDataset, Subset, ConcatDataset, range, OrderedDict, np.ndarray, np.dtype]
+_parts += [torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter, np.float64(0).__reduce__()[0]]
+_parts += [np.empty(0).__reduce_ex__(protocol)[0] for protocol in (2, 5)]
+_parts += [type(np.dtype(kind)) for kind in ("?", "u1", "i4", "i8", "f2", "f4", "f8")]
+ALLOWED = {f"{part.__module__}.{part.__qualname__}": part for part in _parts}
+ALLOWED |= {name.replace("numpy._core", "numpy.core"): part for name, part in ALLOWED.items()}
+
+MNIST_BYTES = {"train-images-idx3-ubyte": 47_040_016, "train-labels-idx1-ubyte": 60_008}
+MNIST_BYTES |= {"t10k-images-idx3-ubyte": 7_840_016, "t10k-labels-idx1-ubyte": 10_008}
+NO_INTERNET_AFTER = 4.0  # seconds without a word of MNIST's server
 
 LEVELS = (0.37, 0.82)  # of scikit-learn's digits when enlarged: become black and full ink
-NO_INTERNET_AFTER = 4.0  # seconds to wait for a word of MNIST's server before going on without it
 
 
 @dataclass(frozen=True)
 class Digits:
-    """28x28 digits that images are made from; no digit is in both parts."""
+    """28x28 digits that images are generated from; no digit is in both parts."""
 
     train: Tensor  # (N, 28, 28) uint8
     train_classes: Tensor  # (N,) int64
@@ -49,210 +49,120 @@ class Digits:
 
 
 def course_files(folder: Path, task: str) -> list[Path]:
-    """The course's files that a task needs: three for "loc", six for "det"."""
-    return [folder / name.format(split) for name in COURSE_FILES[task].values() for split in SPLITS]
-
-
-def course_is_there(folder: Path, task: str) -> bool:
-    """Whether the course's files for the task are in the folder. Raises DataError where only some of them are."""
-    files = course_files(folder, task)
-    missing = [path.name for path in files if not path.is_file()]
-    if missing and len(missing) < len(files):
-        raise DataError(
-            f"{folder}: {len(files) - len(missing)} of the course's {len(files)} files for this task are there, "
-            f"but not {', '.join(missing)}"
-        )
-    return not missing
-
-
-def any_course_files(folder: Path) -> bool:
-    """Whether any of the course's files, of either task, is in the folder."""
-    return any(path.is_file() for task in COURSE_FILES for path in course_files(folder, task))
+    """The course's files that a task needs, there or not: three for "loc", six for "det"."""
+    return [Path(folder) / name.format(split) for name in COURSE_FILES[task] for split in SPLITS]
 
 
 def load_course(
     folder: Path, task: str, split: str, log: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, list[Tensor] | None]:
-    """One of the course's splits: images, labels, and for "det" the lists of boxes, (k, 6) per image.
-
-    Harmless oddities are mended, and `log` is told in one line per file. Raises DataError that names the file where it
-    is missing, damaged, or not what `data/README.md` describes.
-    """
-    path = folder / COURSE_FILES[task]["images"].format(split)
-    stored = load_tensors(path, COURSE_CLASSES)
-    try:
-        images, labels = _as_pair(stored, path)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: expected images, and labels, all of one shape and of numbers: {error}") from error
-    notes: list[str] = []
-    images = mend_images(images, str(path), notes)
-    labels = mend_labels(labels, task, str(path), notes)
-    check_split(images, labels, task, str(path))
-    if notes:
-        log(f"{path.name}: {'; '.join(notes)}")
-    if "lists" not in COURSE_FILES[task]:
-        return images, labels, None
-    path = folder / COURSE_FILES[task]["lists"].format(split)
-    lists = load_tensors(path, COURSE_CLASSES)
-    if not isinstance(lists, (list, tuple)):
-        raise DataError(f"{path}: expected a list of lists of boxes, found {type(lists).__name__}")
-    if len(lists) != len(images):
-        raise DataError(f"{path}: {len(lists)} lists of boxes but {len(images)} images")
-    return (images, labels, [_as_boxes(boxes, number, path) for number, boxes in enumerate(lists)])
+    """One of the course's splits: images, labels, and for "det" the lists of boxes, (k, 6) per image. `log` is told of
+    what was mended. Raises DataError that names the file where it is not what `data/README.md` describes."""
+    path, *more = (Path(folder) / name.format(split) for name in COURSE_FILES[task])
+    stored = load_tensors(path, ALLOWED)
+    with naming(path, "expected a TensorDataset of images and labels, or a list of pairs of them"):
+        images, labels = _as_pair(stored, path.stat().st_size)
+        images = images[:, None] if images.ndim == 3 else images
+        images, labels = images if images.dtype == torch.uint8 else images.float(), labels.float()
+        outside = (images < 0) | (images > 1) if images.is_floating_point() else torch.zeros(1)
+        if 0 < outside.float().mean() <= MOST_OUTSIDE:
+            log(f"{path.name}: clipped pixels outside [0, 1] in {int(outside.flatten(1).any(1).sum()):,} image(s)")
+            images = images.clamp(0, 1)
+        check_split(images, labels, task, str(path))
+    lists = None
+    for path in more:
+        stored = load_tensors(path, ALLOWED)
+        with naming(path, f"expected {len(images):,} lists of boxes of six numbers"):
+            _limit(6 * sum(map(len, stored)), path.stat().st_size)
+            lists = [_as_boxes(boxes) for boxes in stored]
+            grid = lists_to_grid(lists, str(path)).float()
+            check_split(images, grid, task, str(path))
+            if not same_digits(grid, labels):
+                raise ValueError(f"not the same digits as in {COURSE_FILES[task][0].format(split)}")
+    return images, labels, lists
 
 
-def _as_pair(stored: Any, path: Path) -> tuple[Tensor, Tensor]:
-    """Images and labels out of a TensorDataset, a list of pairs, or a Subset of either."""
+def _as_pair(stored: Any, most: int) -> tuple[Tensor, Tensor]:
+    """Images and labels, (N, ...) each, of a TensorDataset, a list of pairs, or a Subset or ConcatDataset of those, as
+    long as they are not more than `most` numbers."""
     if isinstance(stored, Subset):
-        images, labels = _as_pair(stored.dataset, path)
-        return images[stored.indices], labels[stored.indices]
+        images, labels = _as_pair(stored.dataset, most)
+        _limit(len(stored.indices) * (images[0].numel() + labels[0].numel()), most)
+        indices = torch.as_tensor([*stored.indices])
+        return images[indices], labels[indices]
+    if isinstance(stored, ConcatDataset):
+        pairs = []
+        for part in stored.datasets:
+            pairs.append(_as_pair(part, most))
+            most -= pairs[-1][0].numel() + pairs[-1][1].numel()
+        return tuple(map(torch.cat, zip(*pairs, strict=True)))
+    if not isinstance(stored, (TensorDataset, list, tuple)):
+        raise TypeError(f"found {type(stored).__name__}")
+    pairs = [stored.tensors] if isinstance(stored, TensorDataset) else stored
+    if not all(isinstance(part, (Tensor, np.ndarray)) for pair in pairs for part in pair):
+        raise TypeError("found something else than tensors and arrays")
+    images, labels = ([torch.as_tensor(part).detach() for part in parts] for parts in zip(*pairs, strict=True))
+    _limit(sum(tensor.numel() for tensor in (*images, *labels)), most)
     if isinstance(stored, TensorDataset):
-        stored = getattr(stored, "tensors", ())
-        if len(stored) != 2:
-            raise DataError(f"{path}: expected a TensorDataset of images and labels, found {len(stored)} tensors")
-    if not isinstance(stored, (list, tuple)):
-        raise DataError(f"{path}: expected a TensorDataset or a list of pairs, found {type(stored).__name__}")
-    if not len(stored):
-        raise DataError(f"{path}: empty, expected at least one image")
-    if len(stored) == 2 and all(isinstance(part, (Tensor, np.ndarray)) for part in stored):
-        return torch.as_tensor(stored[0]), torch.as_tensor(stored[1])
-    for number, pair in enumerate(stored):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise DataError(f"{path}: entry {number} is not a pair (image, label)")
-    images, labels = zip(*stored, strict=True)
-    return torch.stack([*map(torch.as_tensor, images)]), torch.stack([*map(torch.as_tensor, labels)])
+        return images[0], labels[0]
+    return torch.stack(images), torch.stack(labels)
 
 
-def _as_boxes(boxes: Any, number: int, path: Path) -> Tensor:
-    """The boxes of one image, (k, 6), out of a list of tensors, arrays or lists of numbers, or a tensor of them."""
-    try:
-        entries = [torch.as_tensor(box) for box in boxes]
-        found = torch.stack(entries) if entries else torch.zeros(0, 6)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path}: image {number}: expected boxes of six numbers: {error}") from error
-    if found.ndim != 2 or found.shape[1] != 6:
-        raise DataError(f"{path}: image {number}: expected boxes of six numbers, found {tuple(found.shape[1:])}")
-    return found if found.dtype == torch.float64 else found.float()
+def _limit(numbers: int, most: int) -> None:
+    """Each number takes a byte of a file at least, but a small file can repeat one image endlessly."""
+    if not 0 < numbers <= most:
+        raise ValueError(f"refused, found {numbers:,} numbers in {most:,} bytes")
+
+
+def _as_boxes(boxes: Any) -> Tensor:
+    """The boxes of one image, (k, 6) float32, of tensors, arrays or lists of numbers."""
+    if any(len(box) != 6 for box in boxes):
+        raise ValueError(f"found boxes of {[len(box) for box in boxes]}")
+    return torch.tensor([[float(value) for value in box] for box in boxes]).view(len(boxes), 6)
 
 
 def mnist_files(folder: Path) -> list[Path]:
-    """MNIST's four raw files in `folder/MNIST/raw`, whether they are there or not: training images and classes, test
-    images and classes."""
-    from torchvision.datasets import MNIST
-
-    return [folder / "MNIST" / "raw" / Path(name).stem for name, _ in MNIST.resources]
-
-
-def mnist_is_there(folder: Path, log: Callable[[str], None] = print) -> bool:
-    """Whether MNIST's raw files are in `folder/MNIST/raw`. One that is missing, damaged or unpacked by half is unpacked
-    from the packed file beside it, or from the internet if there is any; `log` is told where a damaged file stays so,
-    and where files cannot be written."""
-    from torchvision.datasets import MNIST
-
-    damaged = []
-    try:
-        for path, (name, md5) in zip(mnist_files(folder), MNIST.resources, strict=True):
-            if not _is_whole(path):
-                damaged += [path.name] * path.exists()
-                content = gzip.decompress(_find_packed(path.with_name(name), md5, MNIST.mirrors))
-                atomic_write(path, lambda file, content=content: file.write(content))
-    except OSError as error:
-        log(f"data: MNIST's files{' are damaged, and' * bool(damaged)} cannot be had: {error}")
-        return False
-    return True
-
-
-def _find_packed(path: Path, md5: str, mirrors: list[str]) -> bytes:
-    """The content of a packed file of MNIST: the one that is there, if it is whole, else from the first mirror that has
-    it. Raises OSError where nobody has."""
-    if path.is_file() and _md5(content := path.read_bytes()) == md5:
-        return content
-    addresses = [mirror + path.name for mirror in mirrors]
-    if why := _why_unreachable(addresses):
-        raise ConnectionError(f"{path.name}: no download, {why}")
-    for address in addresses:
-        with contextlib.suppress(OSError, HTTPException):
-            with urlopen(address, timeout=NO_INTERNET_AFTER) as answer:
-                content = answer.read()
-            if _md5(content) == md5:
-                return content
-    raise ConnectionError(f"{path.name}: no mirror has it whole")
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _why_unreachable(addresses: list[str]) -> str:
-    """Why there is a file at none of the addresses, asked for directly or through the system's proxy; nothing where
-    there is one. Waits for NO_INTERNET_AFTER seconds, looking up names included."""
-    answered, said = threading.Event(), [f"no answer in {NO_INTERNET_AFTER} seconds"]
-
-    def ask(address: str) -> None:
-        try:
-            urlopen(Request(address, method="HEAD"), timeout=NO_INTERNET_AFTER).close()
-            answered.set()
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: the proxy that is named is no address
-            said.append(str(error) or type(error).__name__)
-
-    # A name's look-up cannot be given a time limit, but a thread can be left behind.
-    threads = [threading.Thread(target=ask, args=(address,), daemon=True) for address in addresses]
-    for thread in threads:
-        thread.start()
-    for _ in range(int(NO_INTERNET_AFTER / 0.1)):
-        if answered.wait(0.1) or not any(thread.is_alive() for thread in threads):
-            break
-    return "" if answered.is_set() else said[-1]
+    """MNIST's four raw files in `folder/MNIST/raw`, there or not."""
+    return [Path(folder) / "MNIST" / "raw" / name for name in MNIST_BYTES]
 
 
 def load_mnist(folder: Path) -> Digits:
-    """MNIST (LeCun, Cortes and Burges): 60,000 and 10,000 digits, from the raw files in `folder/MNIST/raw`. Raises
-    DataError where they are not whole."""
-    train, train_classes, test, test_classes = map(_read_raw, mnist_files(folder))
-    return Digits(train, train_classes.long(), test, test_classes.long(), "mnist")
+    """MNIST (LeCun, Cortes and Burges): 60,000 and 10,000 digits, from the raw files in `folder/MNIST/raw`, the packed
+    ones beside them, or the internet. Raises DataError, within some seconds, where it cannot be had."""
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import check_integrity
 
-
-def _read_raw(path: Path) -> Tensor:
-    """One of MNIST's raw files: (N, 28, 28) or (N,) uint8. Raises DataError where it is missing or damaged."""
-    count = 60_000 if path.name.startswith("train") else 10_000
-    shape = (count, 28, 28) if "images" in path.name else (count,)
-    # Two zeros, 8 for unsigned bytes, the number of axes, their lengths; then the numbers.
-    head = bytes((0, 0, 8, len(shape))) + np.array(shape, dtype=">i4").tobytes()
-    try:
-        stored = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read, {error.strerror}") from error
-    if not stored.startswith(head) or len(stored) != len(head) + math.prod(shape):
-        raise DataError(f"{path}: damaged or truncated, or not MNIST's")
-    found = torch.frombuffer(bytearray(stored), dtype=torch.uint8, offset=len(head)).view(shape)
-    if found.ndim == 1 and found.max() > 9:
-        raise DataError(f"{path}: damaged, expected classes 0 to 9, found {found.max()}")
-    return found
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        _read_raw(path)
-    except DataError:
-        return False
-    return True
+    files, timeout = mnist_files(folder), socket.getdefaulttimeout()
+    with naming(files[0].parent, "expected MNIST's files; remove them if they are damaged"):
+        if not all(path.is_file() and path.stat().st_size == MNIST_BYTES[path.name] for path in files):
+            socket.setdefaulttimeout(NO_INTERNET_AFTER)
+            try:
+                with lock(files[0].parent, 600):  # another process may be unpacking them
+                    for path in files:  # torchvision takes any file that is there, even half of one
+                        if path.exists() and path.stat().st_size != MNIST_BYTES[path.name]:
+                            path.unlink()
+                    packed = [(path.with_name(name), md5) for path, (name, md5) in zip(files, MNIST.resources)]
+                    if not all(path.with_suffix("").exists() or check_integrity(path, md5) for path, md5 in packed):
+                        urlopen(Request(MNIST.mirrors[0] + packed[0][0].name, method="HEAD")).close()
+                    MNIST(folder, download=True)
+            finally:
+                socket.setdefaulttimeout(timeout)
+        train, test = MNIST(folder, train=True), MNIST(folder, train=False)
+        for part, count in ((train, 60_000), (test, 10_000)):
+            if part.data.shape != (count, 28, 28) or part.targets.shape != (count,) or part.targets.max() > 9:
+                raise ValueError("found other numbers of digits or classes")
+    return Digits(train.data, train.targets, test.data, test.targets, "mnist")
 
 
 def load_digits() -> Digits:
-    """The 1,797 8x8 digits that scikit-learn carries, enlarged smoothly to 20x20 inside 28x28.
-
-    They are scikit-learn's copy of the test part of Alpaydin and Kaynak's "Optical Recognition of Handwritten
-    Digits" (UCI). Every seventh digit is for the test set.
-    """
+    """The 1,797 8x8 digits that scikit-learn carries, enlarged smoothly to 20x20 inside 28x28. Every seventh is for the
+    test set. They are the test part of Alpaydin and Kaynak's "Optical Recognition of Handwritten Digits" (UCI)."""
     from sklearn.datasets import load_digits as load
 
-    digits = load()
+    digits, (low, high) = load(), LEVELS
     small = torch.from_numpy(digits.images.astype(np.float32)) / 16
     large = F.interpolate(small[:, None], size=(20, 20), mode="bicubic", align_corners=False).clamp(0, 1)
     # Enlarged strokes fade out softly. Stretched so, as many pixels hold ink, and full ink, as in MNIST.
-    low, high = LEVELS
     large = ((large - low) / (high - low)).clamp(0, 1)
     images = F.pad(large, (4, 4, 4, 4))[:, 0].mul(255).round().byte()
     classes = torch.from_numpy(digits.target).long()

@@ -10,13 +10,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import typst
+from torch import nn
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
@@ -28,8 +27,8 @@ import utils  # noqa: E402
 from data import labels, perturb  # noqa: E402
 from data.checks import REFERENCE_TOLERANCE  # noqa: E402
 from data.files import atomic_write  # noqa: E402
-from training import results as published  # noqa: E402
 from training import analysis, study, tables  # noqa: E402
+from training import results as published  # noqa: E402
 
 SOURCE = HOME / "report" / "report.typ"
 TARGET = HOME / "report.pdf"
@@ -38,7 +37,7 @@ FIGURES_FOLDER = HOME / "figures"
 BOXES = ("train_boxes", "val_boxes", "test_boxes", "failures")
 # The figures that the report shows; the curves are those of the selected network.
 FIGURES = {
-    "loc": ("labels", "curves", "comparison", "confusion", "by_size", "errors", *BOXES),
+    "loc": ("labels", "diagram", "curves", "comparison", "confusion", "by_size", "errors", *BOXES),
     "det": ("grid", "curves", "comparison", "errors", *BOXES),
 }
 
@@ -76,6 +75,10 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "results": results,
         "studies": {task: {name: training.read_rows(task, name) for name in study.PLANS} for task in training.NAMES},
+        "labels": {
+            task: {name: {trial.id: trial.label for trial in plan(task)} for name, plan in study.PLANS.items()}
+            for task in training.NAMES
+        },
         "search": {task: training.published_search(task) for task in training.NAMES},
         "trained_less": {task: tables.trained_less(task, results[task]) for task in training.NAMES},
         "published": published.PUBLISHED,
@@ -101,49 +104,35 @@ def gather(results: dict[str, Any]) -> dict[str, Any]:
         },
         "noise": {task: asdict(noise) for task, noise in perturb.NOISE.items()},
         "networks": {
-            task: {network.__name__: describe_network(network) for network in networks}
+            task: {
+                each.__name__: {"parameters": models.count_parameters(each()), "summary": layers_of(each())}
+                for each in networks
+            }
             for task, networks in models.NETWORKS.items()
         },
     }
 
 
-def describe_network(network: type[torch.nn.Module]) -> dict[str, Any]:
-    """Size and layers of a network; of a grid network the stages of which it is drawn."""
-    made = network()
-    grid = isinstance(made, models.GridNetwork)
-    return {
-        "parameters": models.count_parameters(made),
-        "summary": shorten(training.list_layers(made)),
-        "grid": {
-            "rows": made.rows,
-            "columns": made.columns,
-            "depth": training.OWN.depth,
-            "outputs": 5 + made.classes,
-            "stages": training.layers.stage_sizes(made),
-        }
-        if grid
-        else None,
-    }
-
-
-def shorten(layers: Sequence[training.Layer]) -> str:
+def layers_of(network: nn.Module) -> str:
     """Layers in a line: c20 is a 3×3 convolution to 20 channels, P a pooling, L500 a linear layer."""
-    many = sum(layer.kind == "batch norm" for layer in layers) > 4  # then each is not worth naming
     words: list[str] = []
-    for layer in layers:
-        if layer.kind == "batch norm":
-            words[-1] += "" if many else "+BN"
-            continue
-        kernel = f" ({'×'.join(map(str, layer.kernel))})" * (layer.kernel != (3, 3))
-        stride = f"/{layer.stride}" * (layer.stride > 1)
-        words.append(
-            {
-                "convolution": f"c{layer.size[0]}{stride}{kernel}",
-                "linear": f"L{layer.size[0]}",
-                "max pooling": "P",
-            }.get(layer.kind, "fold 2×2")
-        )
-    return " ".join(words) + ("; batch norm after every 3×3" if many else "")
+    norms = sum(
+        isinstance(layer, nn.BatchNorm2d) for layer in network.modules()
+    )  # where many, each is not worth naming
+    for layer in network.modules():
+        match layer:
+            case nn.Conv2d(kernel_size=kernel, stride=(stride, _)):
+                size = f" ({'×'.join(map(str, kernel))})" * (kernel != (3, 3))
+                words.append(f"c{layer.out_channels}{f'/{stride}' * (stride > 1)}{size}")
+            case nn.BatchNorm2d():
+                words[-1] += "+BN" * (norms <= 4)
+            case nn.Linear():
+                words.append(f"L{layer.out_features}")
+            case nn.MaxPool2d():
+                words.append("P")
+            case nn.PixelUnshuffle():
+                words.append("fold 2×2")
+    return " ".join(words) + "; batch norm after every 3×3" * (norms > 4)
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:
@@ -195,7 +184,6 @@ def build(folder: Path, date: datetime.date | None = None) -> bytes:
 
 def main() -> int:
     """Build the report; returns the exit status."""
-    training.forgive_output()
     try:
         pdf = build(FIGURES_FOLDER)
     except (NotReady, RuntimeError) as error:  # the second is typst's
@@ -207,4 +195,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    training.guard(main)

@@ -28,7 +28,8 @@ def conduct(name: str, task: str, only: str | None = None, again: bool = False) 
     """Conduct one study of a task, run by run, and write down each."""
     planned = [(trial, seed) for trial in study.PLANS[name](task) for seed in trial.seeds]
     wanted = [(trial, seed) for trial, seed in planned if only in (None, trial.id, trial.network.__name__)]
-    left = wanted if again else [each for each in wanted if each in study.missing(task, name)]
+    missing = study.missing(task, name)
+    left = wanted if again else [each for each in wanted if each in missing]
     print(f"{name}, {task}: {len(wanted) - len(left)} of {len(wanted)} rows are there", flush=True)
     splits = data.load(task) if left else None
     for trial, seed in left:
@@ -52,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = dict.fromkeys(each for trial in trials for each in (trial.id, trial.network.__name__))
     if chosen.only not in (None, *known):
         parser.error(f"--only: expected one of {', '.join(known)}, found {chosen.only}")
-    training.forgive_output()
     training.check_runs_folder()
     for name, task in asked:
         conduct(name, task, chosen.only, chosen.again)
 
 
 if __name__ == "__main__":
-    main()
+    training.guard(main)

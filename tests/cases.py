@@ -1,9 +1,25 @@
-"""Labels and outputs that the tests of several modules write by hand."""
+"""Labels and outputs that the tests of several modules write by hand, and small generated sets."""
 
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
 
-from data.labels import task_of
+import data
+from data.labels import NO_DIGIT, task_of
+
+LOC, CELL = (1, 0.5, 0.5, 0.2, 0.5, 3), (1, 0.5, 0.5, 0.6, 1, 1)  # a digit of 12 x 24 pixels, as each task's label
+both_tasks = pytest.mark.parametrize("task", ["loc", "det"])
+
+
+@functools.cache
+def digits(task):
+    """300 training, 30 validation and 60 test images."""
+    with tempfile.TemporaryDirectory() as folder:
+        return data.load(task, "digits", (300, 30, 60), Path(folder))
 
 
 def loc_row(pc, box, **logits):
@@ -11,12 +27,12 @@ def loc_row(pc, box, **logits):
     return torch.tensor([pc, *box, *(logits.get(f"c{number}", 0.0) for number in range(10))])
 
 
-def det_labels(*images, empty=(0.0, -1.0, -1.0, -1.0, -1.0, 1.0)):
+def det_labels(*images, empty=NO_DIGIT):
     """(N, 2, 3, 6): for each image its cells {(row, column): six numbers}."""
     grid = torch.tensor(empty).repeat(len(images), 2, 3, 1)
     for number, cells in enumerate(images):
-        for (row, column), values in cells.items():
-            grid[number, row, column] = torch.tensor(values)
+        for cell, values in cells.items():
+            grid[(number, *cell)] = torch.tensor(values)
     return grid
 
 
@@ -27,8 +43,7 @@ def det_outputs(*images, empty=(-5.0, 0.0, 0.0, 0.0, 0.0, 0.0)):
 
 def perfect_outputs(labels):
     """What a network that knows the labels would put out: logits of 20 or -20."""
-    confidence = torch.where(labels[..., :1] > 0, 20.0, -20.0)
-    known = torch.where(labels[..., :1] > 0, labels, 0.0)
-    if task_of(labels) == "det":
-        return torch.cat((confidence, known[..., 1:5], known[..., 5:] * 40 - 20), -1).movedim(-1, 1)
-    return torch.cat((confidence, known[:, 1:5], F.one_hot(known[:, 5].long(), 10) * 40.0 - 20), 1)
+    digit = labels[..., :1] > 0
+    boxes, class_id = torch.where(digit, labels, 0.0)[..., 1:].split((4, 1), -1)
+    named = class_id if task_of(labels) == "det" else F.one_hot(class_id[:, 0].long(), 10)
+    return torch.cat((digit * 40.0 - 20, boxes, named * 40.0 - 20), -1).movedim(-1, 1)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import data
-import utils
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +23,15 @@ def one_core():
 
 @pytest.fixture(scope="session")
 def sets(tmp_path_factory):
-    """Splits of both tasks, each with its normalizer."""
-    folder = tmp_path_factory.mktemp("data")
-    sizes = {"loc": (72, 40, 8), "det": (40, 24, 8)}
-    splits = {task: data.load(task, "digits", sizes[task], folder, log=lambda text: None) for task in sizes}
-    return {task: (each, utils.Normalizer.fit(each.train.images)) for task, each in splits.items()}
+    """Splits of both tasks."""
+    folder, sizes = tmp_path_factory.mktemp("data"), {"loc": (72, 40, 8), "det": (40, 24, 8)}
+    return {task: data.load(task, "digits", sizes[task], folder, log=lambda text: None) for task in sizes}
 
 
 @pytest.fixture(scope="session")
 def processes():
     """New processes from one that has imported PyTorch and done nothing else: quick, and safe to fork."""
-    # The server's socket lies in the folder for temporary files, whose name may be too long for that.
-    short = len(os.fsencode(tempfile.gettempdir())) < 60
+    short = len(os.fsencode(tempfile.gettempdir())) < 60  # else its socket, which lies there, gets too long a name
     context = multiprocessing.get_context("forkserver" if short else "spawn")
     context.set_forkserver_preload(["training", "pytest"])
     return context

@@ -6,134 +6,105 @@ import pytest
 import torch
 from torch import nn
 
-import data
 import models
 import training
-import utils
-from data.files import load_tensors
-from training import Hooks, Settings
+from training import Hooks, Settings, runs
 
-SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7, precision="float32")
+SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7)
+# All that a run can hold: the optimizer's two means of every weight, a schedule, bounded boxes; and bfloat16.
+RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)
 LONG = replace(SHORT, epochs=8, batch_size=8)
-# All that a run can hold: the optimizer's two means of every weight, a schedule, wrappers around the network; and the
-# other precision.
-RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7, precision="bfloat16")
 CPU = torch.device("cpu")
 
 
-class Tiny(nn.Module):
+class Tiny(nn.Sequential):
     """A localizer that trains in no time."""
 
     def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))
-
-    def forward(self, images):
-        return self.layers(images)
+        super().__init__(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))
 
 
-class Tiny2(nn.Module):
+class Tiny2(nn.Sequential):
     """The same for detection, with batch norm, whose running statistics belong to the state as well."""
 
     def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.AvgPool2d(8), nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
-        self.last = nn.Conv2d(4, 6, 3, padding=1)
-
-    def forward(self, images):
-        return self.last(self.layers(images))
+        layers = nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1)
+        super().__init__(nn.AvgPool2d(8), *layers)
 
 
-TINY = {"loc": Tiny, "det": Tiny2}
-
-
-def fit(sets, runs, task="loc", settings=SHORT, network=None, hooks=None):
-    """A run that is kept in the folder `runs`, with a checkpoint after every epoch."""
-    splits, normal = sets[task]
+def fit(sets, folder, task="loc", settings=SHORT, network=None, hooks=None, **options):
+    """A run that is kept in a folder, with a checkpoint after every epoch; `options` as those of `training.fit`."""
+    options = {"precision": "bfloat16" if settings == RICH else "float32", **options}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RUNS_DIR", str(runs))
-        patch.setattr(training.runs, "SAVED_EVERY", 0.0)
-        return training.fit(network or TINY[task], splits, normal, settings, hooks)
+        patch.setenv("RUNS_DIR", str(folder))
+        patch.setattr(runs, "SAVED_EVERY", 0.0)
+        return training.fit(network or {"loc": Tiny, "det": Tiny2}[task], sets[task], settings, hooks, **options)
 
 
 def call_in(epoch, step, function):
     """Hooks that call a function, with the state, after one step of one epoch, both counted from 1."""
-
-    def on_step(state, number):
-        if (state.epoch + 1, number) == (epoch, step):
-            function(state)
-
-    return Hooks(on_step=on_step)
+    return Hooks(lambda state, number: function(state) if (state.epoch + 1, number) == (epoch, step) else None)
 
 
-def interrupted(sets, runs, epoch, task="loc", settings=SHORT, step=1):
-    """Train until a step of an epoch, and no further. Returns the run's folder."""
+def interrupted(sets, folder, epoch, task="loc", settings=SHORT, step=1):
+    """Train until a step of an epoch, and no further. Returns the folder of the run, which has to be the first."""
 
     def interrupt(state):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(sets, runs, task, settings, hooks=call_in(epoch, step, interrupt))
-    return next(runs.iterdir())
+        fit(sets, folder, task, settings, hooks=call_in(epoch, step, interrupt))
+    return next(folder.iterdir())
 
 
-def fail(state, step):
-    pytest.fail(f"epoch {state.epoch + 1} is trained again")
+NEVER = Hooks(on_step=lambda state, step: pytest.fail(f"epoch {state.epoch + 1} is trained again"))
 
 
-NEVER = Hooks(on_step=fail)
-
-
-def without_measured(found):
+def without_seconds(value):
     """What a history or results.json holds, without the seconds that it took, in which equal runs differ."""
-    if isinstance(found, dict):
-        return {name: without_measured(value) for name, value in found.items() if name != "seconds"}
-    return [without_measured(value) for value in found] if isinstance(found, list) else found
+    if isinstance(value, dict):
+        return {name: without_seconds(each) for name, each in value.items() if name != "seconds"}
+    return [without_seconds(each) for each in value] if isinstance(value, list) else value
 
 
 def assert_same_run(run, other):
-    """Bit for bit: the history, the best epoch and its weights."""
-    assert without_measured(run.history) == without_measured(other.history)
+    """Bit for bit: the history, the samples, and the weights of the best epoch."""
+    assert without_seconds(run.history) == without_seconds(other.history)
+    assert run.val_samples == other.val_samples
     weights, expected = run.load(CPU).state_dict(), other.load(CPU).state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-# ---------------------------------------------------------------------------------------------- other processes
+def fit_long(sets, folder, hooks=None):
+    """The run that processes get killed in."""
+    return fit(sets, folder, "loc", LONG, models.SimpleNet, hooks)
 
 
-def fit_stored(stored, runs, hooks=None):
-    """The run of the processes that get killed, of splits that lie in a file."""
-    splits = data.Splits(*(data.Split(*part) for part in load_tensors(stored)), "digits")
-    sets = {"loc": (splits, utils.Normalizer.fit(splits.train.images))}
-    return fit(sets, runs, "loc", LONG, models.SimpleNet, hooks)
-
-
-def train_in_a_process(stored, runs, pipe, prepare):
+def _train(sets, folder, pipe, prepare):
     torch.set_num_threads(1)
     torch.cuda.is_available = lambda: False
     prepare()
-    pipe.send("started")
-    fit_stored(stored, runs, Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
-    pipe.send("finished")
+    pipe.send(0)
+    fit_long(sets, folder, Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
 
 
-def start(processes, stored, runs, prepare=int):
-    """A process that calls `prepare`, trains the run, and tells the pipe of every epoch's end."""
+def start(processes, sets, folder, prepare=int):
+    """A process that calls `prepare`, tells the pipe 0, trains the run, and tells every epoch that is done."""
     here, there = processes.Pipe(duplex=False)
-    process = processes.Process(target=train_in_a_process, args=(stored, runs, there, prepare), daemon=True)
+    process = processes.Process(target=_train, args=(sets, folder, there, prepare), daemon=True)
     process.start()
     there.close()  # else a killed process would not close the pipe
     return process, here
 
 
-def wait_for(wanted, pipe):
-    """All messages until the wanted one, or until the process is dead."""
-    messages = []
-    while not messages or messages[-1] != wanted:
+def epochs_until(wanted, pipe):
+    """The numbers that a process tells until the wanted one, or until it is dead."""
+    numbers = []
+    while wanted not in numbers:
         assert pipe.poll(120), "no sign of life"
         try:
-            messages.append(pipe.recv())
+            numbers.append(pipe.recv())
         except EOFError:
             break
-    return messages
+    return numbers

@@ -1,26 +1,28 @@
-"""Machines of all kinds: other locales, proxies, read-only folders, long names, other environments, an interruption."""
+"""Machines of all kinds: other locales, proxies, read-only folders, other environments, an interruption."""
 
 import ast
 import gzip
 import hashlib
 import http.server
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from torchvision.datasets import MNIST
 
 import data
 import training
-from data import files, sources
-from scripts import installed, run
+from data import sources
+from scripts import run
 from scripts import test as command
 
 HOME = Path(__file__).resolve().parent.parent
@@ -46,9 +48,7 @@ def test_text_is_read_and_written_with_its_encoding_named():
                 assert "encoding" in named or not text, f"{file}: line {node.lineno}"
 
 
-@pytest.mark.skipif(
-    not str(HOME).isascii(), reason="in such a locale jsonschema's rpds, which nbformat needs, fails here"
-)
+@pytest.mark.skipif(not str(HOME).isascii(), reason="jsonschema's rpds, which nbformat needs, fails here")
 def test_a_locale_without_our_characters_is_enough(tmp_path):
     copy = shutil.copy(HOME / "README.md", tmp_path)
     ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
@@ -132,18 +132,44 @@ def test_damaged_files_without_a_way_to_others_are_said_and_the_next_source_used
         data.load("loc", "mnist", (4, 2, 2), tmp_path, told.append)
 
 
-# --- folders
-def test_a_folder_that_cannot_hold_runs_is_refused_with_the_way_out(tmp_path, monkeypatch, capsys):
+# --- settings
+def start(monkeypatch, runs, *arguments, **variables):
+    """Run scripts/run.py with these arguments and environment variables, and none of the surroundings' that matter."""
+    empty = dict.fromkeys(("PROFILE", "DATA_SOURCE", "DATA_DIR", "STORE"), "")
+    for name, value in {**empty, "RUNS_DIR": str(runs), **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    return run.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PROFILE", "tiny", "PROFILE: expected one of full, .*, found 'tiny'"),
+        ("DATA_SOURCE", "web", "DATA_SOURCE: expected one of course, mnist, digits, found 'web'"),
+        ("DATA_DIR", "{}", "DATA_DIR: expected a folder with the course's files, found none"),
+        ("RUNS_DIR", "{}/file/runs", "file.runs: runs cannot be kept there, .* RUNS_DIR names another folder"),
+    ],
+)
+def test_a_wrong_setting_is_said_in_one_line_before_anything_runs(name, value, said, tmp_path, monkeypatch):
     (tmp_path / "file").touch()  # nobody can write below it, root neither
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "file" / "runs"))
-    with pytest.raises(files.SaveError, match=r"file.runs: runs cannot be kept there, .* RUNS_DIR names another"):
-        training.open_lab("loc")
-    monkeypatch.setattr(sys, "argv", ["run.py"])
-    with pytest.raises(SystemExit):
-        run.main()
-    assert "RUNS_DIR names another folder" in capsys.readouterr().err
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the project's own folder is read-only
-    assert training.PROFILES["full"].outcome_folder("figures") == tmp_path / "file" / "runs" / "full" / "figures"
+    monkeypatch.setattr(run, "execute", lambda *paths: pytest.fail("a notebook runs"))
+    with pytest.raises(SystemExit, match=said) as stop:
+        training.guard(lambda: start(monkeypatch, tmp_path, **{name: value.format(tmp_path)}))
+    assert "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize("option", [[], ["--store"]])
+def test_only_store_publishes_also_where_a_gpu_chooses_the_full_profile(option, tmp_path, monkeypatch):
+    def execute(path, copy):
+        folders.append((os.environ["STORE"], training.choose_profile().outcome_folder("weights")))
+        raise KeyboardInterrupt
+
+    folders = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(run, "execute", execute)
+    assert start(monkeypatch, tmp_path, *option, STORE="from before") == 130
+    assert folders == [("yes", Path("weights")) if option else ("", tmp_path / "full" / "weights")]
 
 
 def test_made_images_are_used_where_they_cannot_be_kept(tmp_path):
@@ -154,23 +180,12 @@ def test_made_images_are_used_where_they_cannot_be_kept(tmp_path):
     assert len(told) == 2
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there are no such sockets")
-def test_sockets_have_short_names_or_there_are_none(tmp_path, monkeypatch):
-    deep = tmp_path / ("é" * 60)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with run.sockets_folder() as folder:
-        assert os.path.dirname(folder) == "/tmp"
-    monkeypatch.setattr(run, "LONGEST", 3)
-    assert run.sockets_folder() is None
-
-
 # --- environments
 def test_an_environment_is_used_that_has_every_package_in_its_version(monkeypatch):
-    found = {"torch": "2.0.1+cpu", "psycopg": "3.1"}
-    monkeypatch.setattr(installed.metadata, "version", lambda name: found[name])
+    versions = {"torch": "2.0.1+cpu", "psycopg": "3.1"}
+    monkeypatch.setattr(command.metadata, "version", lambda name: versions[name])
     pins = {"torch==2.0.1": True, "torch==2.0.2": False, "psycopg[binary]==3.1": True}
-    assert {pin: installed.is_there(pin) for pin in pins} == pins
+    assert {pin: command.is_installed(pin) for pin in pins} == pins
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -181,22 +196,20 @@ def test_make_takes_the_active_environment_else_installs_the_requirements(tmp_pa
     active = tmp_path / "active one" / "bin" / "python"
     active.parent.mkdir(parents=True)
 
-    def plan(*arguments, **environment):
-        plan = subprocess.run(
-            ["make", "-n", "run", *arguments], cwd=tmp_path, env=given | environment, capture_output=True, check=True
-        )
-        return plan.stdout.decode()
+    def plan(*arguments, **variables):
+        options = {"cwd": tmp_path, "env": given | variables, "encoding": "utf-8"}
+        return subprocess.check_output(["make", "-n", "run", *arguments], **options)
 
-    for status in (0, 1):
-        active.write_text(f"#!/bin/sh\nexit {status}\n", encoding="utf-8")
+    for lacking, name in itertools.product((0, 1), ("VIRTUAL_ENV", "CONDA_PREFIX")):
+        active.write_text(f"#!/bin/sh\nexit {lacking}\n", encoding="utf-8")
         active.chmod(0o755)
-        for name in ("VIRTUAL_ENV", "CONDA_PREFIX"):
-            found = plan("NOTEBOOK=detection", **{name: str(active.parent.parent)})
-            assert ("pip install" in found) == bool(status)
-            assert f'"{".venv/bin/python" if status else active}" scripts/run.py detection' in found
-    found = plan("TORCH=cpu", "PYTHON=python3.12", VIRTUAL_ENV=str(active.parent.parent))
-    assert "python3.12 -m venv .venv" in found
-    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in found
+        planned = plan("NOTEBOOK=detection", **{name: str(active.parent.parent)})
+        assert ("pip install" in planned) == bool(lacking)
+        assert f'"{".venv/bin/python" if lacking else active}" scripts/run.py detection' in planned
+    planned = plan("TORCH=cpu", "PYTHON=python3.12", VIRTUAL_ENV=str(active.parent.parent))
+    assert re.search(
+        "python3.12 -m venv .venv\n.*--extra-index-url https://download.pytorch.org/whl/cpu", planned, re.S
+    )
 
 
 # --- commands
@@ -204,26 +217,63 @@ def test_tests_stop_at_the_first_that_fails(monkeypatch):
     ran = []
 
     def fail(arguments, env, **more):
-        ran.append((arguments[1:], env.get("PROFILE")))
+        ran.append((arguments[1:], env.get("PROFILE"), env.get("STORE")))
         return subprocess.CompletedProcess(arguments, 3 if "--nbval-lax" in arguments else 0)
 
     monkeypatch.delenv("PROFILE", raising=False)
+    monkeypatch.setenv("STORE", "yes")
+    monkeypatch.setattr(sys, "argv", ["test.py"])
     monkeypatch.setattr(subprocess, "run", fail)
     assert command.main() == 3
-    assert [arguments for arguments, _ in ran] == command.COMMANDS[:5]
-    assert [profile for _, profile in ran] == [None] * 4 + ["smoke"]
-    assert set(command.NOTEBOOKS) == set(run.NOTEBOOKS.values())
+    assert ran == [(each, None, "yes") for each in command.COMMANDS[:4]] + [(command.COMMANDS[4], "smoke", "")]
+    assert {f"{name}.ipynb" for name in training.NAMES.values()} == set(command.NOTEBOOKS)
+
+
+def test_the_published_run_is_compared_where_its_images_are_and_else_it_is_said(tmp_path, monkeypatch, capsys):
+    def compare(arguments, env, **more):
+        cells = nbformat.read(HOME / arguments[-1], as_version=4).cells
+        counts.append(sum("nbval-check-output" in cell.metadata.get("tags", []) for cell in cells))
+        assert (env["PROFILE"], env["DATA_SOURCE"], env["STORE"]) == ("published", "course", "")
+        return subprocess.CompletedProcess(arguments, 3)
+
+    counts = []
+    monkeypatch.chdir(HOME)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(training, "published_results", lambda task: {"selected": "CompactNet", "source": "course"})
+    monkeypatch.setattr(subprocess, "run", compare)
+    assert [command.compare_published("loc", must) for must in (False, True)] == [0, 1]
+    skipped, failed = capsys.readouterr().out.splitlines()
+    assert skipped.startswith("localization.ipynb: not compared with the published run: DATA_DIR: expected a folder")
+    assert int(skipped.removeprefix(failed).split()[1]) > 5  # cells that any run compares
+    monkeypatch.setattr(data, "load", lambda *arguments, **options: None)
+    assert command.compare_published("loc", True) == 3
+    assert capsys.readouterr().out == f"localization.ipynb: {counts[0]} cells compared with the published run\n"
+    assert counts[0] > 10
+    assert not list(HOME.glob("published-*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
-def test_one_notebook_runs_alone_and_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    stop = "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"  # as Ctrl-C does
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(stop)]), tmp_path / "detection.ipynb")
+@pytest.mark.parametrize(
+    ("source", "status", "said"),
+    [
+        ("os.kill(os.getppid(), signal.SIGINT); time.sleep(60)", 130, "detection.ipynb was stopped, .* goes on"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 130, "detection.ipynb was stopped, or its kernel died"),
+        ("1 / 0", 1, "detection.ipynb failed, ZeroDivisionError: division by zero"),
+    ],
+)
+def test_one_notebook_runs_alone_and_its_end_is_said(source, status, said, tmp_path, monkeypatch, capfd):
+    cells = ["import os, signal, time\nprint(os.getpid())", source, "print('never')"]
+    cells = [nbformat.v4.new_code_cell(cell, outputs=[], execution_count=9) for cell in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "detection.ipynb")
     monkeypatch.setattr(run, "HOME", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py", "detection"])
-    monkeypatch.setenv("PROFILE", "smoke")
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
-    assert run.main() == 130
-    (said,) = [line for line in capsys.readouterr().err.splitlines() if "goes on" in line]
-    assert said.startswith("detection.ipynb was stopped")
-    assert said.endswith(f"are kept in {tmp_path / 'runs'}")
+    assert start(monkeypatch, tmp_path / "runs", "detection", PROFILE="smoke") == status
+    lines = capfd.readouterr().err.splitlines()  # the kernel's as well, which would warn
+    assert re.match(said, lines[0])
+    assert len(lines) == (2 if status == 1 else 1)
+    assert str(tmp_path / "runs") in lines[-1]
+    copy = nbformat.read(tmp_path / "runs" / "smoke" / "detection.ipynb", as_version=4)
+    assert copy.cells[2].execution_count is None  # what did not run does not look as if it had
+    assert copy.metadata.language_info.version == sys.version.split()[0]
+    assert (tmp_path / "runs" / "smoke" / "detection.html").is_file()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(copy.cells[0].outputs[0].text), 0)

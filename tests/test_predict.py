@@ -25,7 +25,7 @@ import predict
 import training
 import utils
 from data import DataError, perturb, sources
-from training.weights import Trained
+from training.runs import Trained
 
 HOME = Path(__file__).resolve().parent.parent
 OWN = {"loc": models.CompactNet, "det": models.CompactNet2}
@@ -40,12 +40,12 @@ class Hostile:
 def weights(sets, one_core, tmp_path_factory):
     """A folder with either task's weights as training leaves them, and with files that are none."""
     folder = tmp_path_factory.mktemp("weights")
-    for task, name in training.NAMES.items():
+    for task in training.NAMES:
         run = fit(sets, folder / "runs", task, replace(training.OWN, epochs=1), OWN[task])
-        training.save_weights(run.weights, folder / f"{name}.pt")
+        training.save_weights(run.weights, folder / f"{OWN[task].__name__}.pt")
     (folder / "text.pt").write_text("weights", encoding="utf-8")
-    (folder / "short.pt").write_bytes((folder / "detection.pt").read_bytes()[:-1000])
-    stored = torch.load(folder / "detection.pt")
+    (folder / "short.pt").write_bytes((folder / "CompactNet2.pt").read_bytes()[:-1000])
+    stored = torch.load(folder / "CompactNet2.pt")
     torch.save(stored["weights"], folder / "bare.pt")
     torch.save({**stored, "network": "Net"}, folder / "unknown.pt")
     torch.save({**stored, "source": Hostile()}, folder / "hostile.pt")
@@ -73,7 +73,7 @@ class Says(nn.Linear):
 def trained(answer):
     network = Says(1, 1)
     network.answer = answer
-    return Trained("none", network, "loc", utils.Normalizer(0.0, 1.0), "digits", 1, {}, Path("none.pt"))
+    return Trained("none", network, "loc", "digits", 1, {}, Path("none.pt"))
 
 
 def bright(pictures):
@@ -85,9 +85,9 @@ def bright(pictures):
 
 @pytest.mark.parametrize("task", OWN)
 def test_the_network_is_named_by_its_task_or_file_or_given(task, weights, sets, picture, monkeypatch):
-    path = weights / f"{training.NAMES[task]}.pt"
+    path = weights / f"{OWN[task].__name__}.pt"
     given = training.load_weights(path)
-    outputs = utils.infer(given.network, torch.from_numpy(picture)[None, None], sets[task][1])
+    outputs = utils.infer(given.network, torch.from_numpy(picture)[None, None])
     (expected,) = utils.decode(outputs, 0.0, predict.OVERLAP)
     digits = predict.find_digits(picture, given, 0.0)
     assert digits
@@ -233,7 +233,7 @@ def test_pictures_like_the_training_pictures_reach_the_network_as_those_are(task
     """Themselves bit for bit; dim ones and negatives as themselves."""
     shown, told = [], []
     network = trained(lambda pictures: (shown.append(pictures), torch.zeros(1, 15))[1])
-    wanted = utils.as_floats(sets[task][0].train.pictures[:24])
+    wanted = utils.as_floats(sets[task].train.images[:24])
     for given in wanted:
         predict.find_digits(given if change is None else change(given), network, log=told.append)
     assert len(shown) == len(wanted)
@@ -417,7 +417,7 @@ def test_drawn_boxes_are_where_the_digits_are():
     digits = [predict.Digit((10.0, 20.0, 60.0, 90.0), 1, 0.9), predict.Digit((200.0, 5.0, 290.0, 95.0), 0, 0.8)]
     (axes,) = predict.draw_digits(np.zeros((100, 300)), digits).axes
     assert [(*patch.get_bbox().min, *patch.get_bbox().max) for patch in axes.patches] == [each.box for each in digits]
-    assert {patch.get_edgecolor() for patch in axes.patches} == {to_rgba(utils.PREDICTED)}
+    assert {patch.get_edgecolor() for patch in axes.patches} == {to_rgba(utils.DRAW_PREDICTED)}
     assert [text.get_text() for text in axes.texts] == ["1  0.90", "0  0.80"]
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 300), (100, 0))
     assert predict.draw_digits(np.zeros((10, 10)), []).axes[0].get_title() == "no digit"
@@ -425,7 +425,7 @@ def test_drawn_boxes_are_where_the_digits_are():
 
 def test_the_command_prints_a_line_per_digit_and_draws_them(weights, image, capsys):
     """A picture that cannot be read does not stop the others."""
-    none, drawing, path = image.with_name("none.png"), image.with_name("seven_found.png"), weights / "detection.pt"
+    none, drawing, path = image.with_name("none.png"), image.with_name("seven_found.png"), weights / "CompactNet2.pt"
     assert predict.main([str(none), str(image), "--weights", str(path), "--threshold", "0"]) == 2
     printed, digits = capsys.readouterr(), predict.find_digits(image, path, 0.0)
     for line, (box, category, score) in zip(printed.out.splitlines(), digits, strict=True):
@@ -436,7 +436,7 @@ def test_the_command_prints_a_line_per_digit_and_draws_them(weights, image, caps
 
 
 def test_the_command_says_where_there_is_no_digit(weights, image, capsys):
-    output, path = image.parent / "new" / "drawn.png", weights / "localization.pt"
+    output, path = image.parent / "new" / "drawn.png", weights / "CompactNet.pt"
     assert predict.main([str(image), f"--weights={path}", "--threshold=1", f"--output={output}"]) == 0
     assert capsys.readouterr().out == f"{image}: no digit\n"
     assert predict.read_picture(output).shape[1] >= 100
@@ -446,7 +446,7 @@ def test_the_command_says_where_there_is_no_digit(weights, image, capsys):
     ("options", "reason"),
     [
         ("--threshold nan", r"--threshold: expected a number in \[0, 1\], found nan"),
-        ("--task detection", "localization.pt: holds a network for another task than detection"),
+        ("--task detection", "CompactNet.pt: holds a network for another task than detection"),
         ("--output drawn.jpg", r"--output: expected a name that ends in \.png"),
         ("--output seven.png", "seven.png: the drawing would take the place of a picture"),
         ("seven.jpg", "would take the place of a picture, or of another's drawing"),
@@ -462,7 +462,7 @@ def test_the_command_says_where_there_is_no_digit(weights, image, capsys):
 def test_what_cannot_be_done_is_refused_in_one_line(options, reason, weights, image, capsys, monkeypatch):
     monkeypatch.chdir(image.parent)
     content = image.read_bytes()
-    asked = ["seven.png", "--weights", str(weights / "localization.pt"), *options.format(weights).split()]
+    asked = ["seven.png", "--weights", str(weights / "CompactNet.pt"), *options.format(weights).split()]
     assert predict.main(asked) == 2
     printed = capsys.readouterr()
     assert re.fullmatch(rf"predict\.py: .*{reason}.*\n", printed.err)
@@ -473,7 +473,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(options, reason, weights, im
 def test_a_drawing_that_cannot_be_written_is_named_and_the_answer_given(weights, image, capsys):
     drawing = image.with_name("seven_found.png")
     drawing.mkdir()
-    assert predict.main([str(image), "--weights", str(weights / "localization.pt")]) == 2
+    assert predict.main([str(image), "--weights", str(weights / "CompactNet.pt")]) == 2
     printed = capsys.readouterr()
     reason = "Permission denied" if os.name == "nt" else "Is a directory"
     assert printed.err == f"predict.py: {drawing}: cannot be written, {reason}\n"
@@ -490,11 +490,12 @@ def test_the_command_runs_from_any_folder(image):
 @pytest.mark.parametrize("task", OWN)
 def test_published_weights_are_those_of_the_published_run(task, tmp_path):
     results = json.loads((HOME / "figures" / "results.json").read_text(encoding="utf-8"))[task]
-    path = predict.WEIGHTS / f"{training.NAMES[task]}.pt"
+    path = predict.WEIGHTS / f"{OWN[task].__name__}.pt"
     found = training.load_weights(path)
     entry = results["networks"][found.name]
     assert (found.task, found.source, found.epoch) == (task, results["source"], entry["best_epoch"])
-    assert found.normal == utils.Normalizer(**results["normalization"])
+    normalization = {name: value.item() for name, value in found.network[0].state_dict().items()}
+    assert normalization == pytest.approx(results["normalization"])
     assert found.validation == pytest.approx(entry["val"], abs=1e-6)
     assert path.stat().st_size <= 6_100_000
     if found.source != "mnist" or not all(each.is_file() for each in sources.mnist_files(data.FOLDER)):
@@ -502,4 +503,4 @@ def test_published_weights_are_those_of_the_published_run(task, tmp_path):
     # Fewer pictures than the published figures are of: `make check-published` has those to the last digit printed.
     (tmp_path / "MNIST").symlink_to(data.FOLDER / "MNIST")
     test = data.load(task, "mnist", (1, 1, 500), tmp_path, lambda text: None).test
-    assert utils.evaluate(found.network, test, found.normal)["mean"] == pytest.approx(results["test"]["mean"], abs=0.02)
+    assert utils.evaluate(found.network, test)["mean"] == pytest.approx(results["test"]["mean"], abs=0.02)

@@ -11,8 +11,8 @@ import pytest
 
 import models
 import training
-from scripts import check_published, run
-from training.results import load_published, published_studies
+from scripts import run
+from training.results import load_published
 
 HOME = Path(__file__).resolve().parent.parent
 PUBLISHED = json.loads((HOME / "figures" / "results.json").read_text(encoding="utf-8"))
@@ -21,13 +21,25 @@ CODE = {task: [cell for cell in cells if cell.cell_type == "code"] for task, cel
 # What each module may import of this project's: what lies below it, in `training` the modules that are named before.
 BELOW = {"data": {"data"}, "models": {"data"}, "utils": {"data"}, "training": {"data", "models", "utils"}}
 BELOW |= {
-    "images": {"data"},
-    "pieces": {"data", "images"},
-    "predict": {"data", "utils", "training", "images", "pieces"},
+    "pictures": {"data"},
+    "pieces": {"data", "pictures"},
+    "predict": {"data", "models", "utils", "training", "pictures", "pieces"},
     "scripts": {"data", "models", "utils", "training", "scripts"},
 }
-TRAINING = ["layers", "boxes", "settings", "reference", "loop", "keys", "weights", "runs", "progress", "results"]
-TRAINING += ["tables", "study", "study_tables", "plots", "errors", "search", "baselines", "lab", "colab", "__init__"]
+TRAINING = [
+    "layers",
+    "settings",
+    "loop",
+    "runs",
+    "results",
+    "analysis",
+    "progress",
+    "study",
+    "tables",
+    "plots",
+    "search",
+]
+TRAINING += ["search", "lab", "colab", "__init__"]
 each_task = pytest.mark.parametrize("task", training.NAMES)
 
 
@@ -48,10 +60,10 @@ def test_cells_are_short_and_what_they_print_is_compared(task):
     shown = [cell for cell in CODE[task] if cell.metadata.get("cellView") != "form"]  # the other is folded away
     assert all(len(cell.source.splitlines()) <= 15 for cell in shown)
     tagged = {tag: [cell for cell in CODE[task] if tag in cell.metadata.get("tags", [])]
-              for tag in ("nbval-check-output", check_published.TAG)}  # fmt: skip
+              for tag in ("nbval-check-output", "published-output")}  # fmt: skip
     assert all(len(cells) >= 5 and all(cell.outputs for cell in cells) for cells in tagged.values())
-    text = "".join(cell.source for cell in tagged[check_published.TAG])
-    pieces = ("compare_runs", "print_scores(best", "fit_table", "results_table", "study_table")
+    text = "".join(cell.source for cell in tagged["published-output"])
+    pieces = ("compare_runs", "fit_table", "results_table", "study_table")
     assert [piece for piece in pieces if piece not in text] == []
 
 
@@ -75,17 +87,19 @@ def test_published_figures_are_those_that_the_notebooks_save():
 @each_task
 def test_results_are_complete_and_of_the_published_histories(task, monkeypatch):
     monkeypatch.chdir(HOME)
-    found, networks = PUBLISHED[task], {"loc": models.LOCALIZERS, "det": models.DETECTORS}[task]
-    assert training.PROFILES[found["profile"]].submission
+    found, networks = PUBLISHED[task], models.NETWORKS[task]
+    assert training.PROFILES[found["profile"]].publishable
     assert set(found["networks"]) == {network.__name__ for network in networks}
     runs = [load_published(network, task) for network in networks]
     for each in runs:
-        told = {name: getattr(each, name) for name in ("val", "train", "best_epoch", "images", "trained_on")}
+        told = {name: getattr(each, name) for name in ("val", "train", "best_epoch", "n_train", "trained_on")}
         assert {name: found["networks"][each.name][name] for name in told} == told
         assert training.Settings(**found["networks"][each.name]["settings"]) == each.settings
         assert each.trained_on.keys() >= {"device", "python", "torch", "torchvision", "numpy"}
     assert found["selected"] == training.select_best(runs).name
     assert set(found["others"]) == set(found["networks"]) - {found["selected"]}
+    (ours,) = [each for each in runs if each.name == found["selected"]]
+    assert training.load_weights(ours.weights).validation == ours.val
 
 
 def test_readme_and_notebooks_show_the_published_results(tmp_path):
@@ -94,7 +108,7 @@ def test_readme_and_notebooks_show_the_published_results(tmp_path):
     assert copy.read_text(encoding="utf-8") == (HOME / "README.md").read_text(encoding="utf-8")
     for task, cells in CODE.items():
         shown = [output.get("data", {}).get("text/markdown") for cell in cells for output in cell.outputs]
-        assert training.headline(task, PUBLISHED[task], published_studies(task)) in shown
+        assert training.headline(task, PUBLISHED[task]) in shown
 
 
 def test_only_a_run_for_submission_is_stored(monkeypatch, capsys):
@@ -102,7 +116,7 @@ def test_only_a_run_for_submission_is_stored(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["run.py", "--store"])
     with pytest.raises(SystemExit, match="2"):
         run.main()
-    assert "expected PROFILE to be one of full, long, found smoke" in capsys.readouterr().err
+    assert "expected PROFILE to be one of full, long, published, found smoke" in capsys.readouterr().err
 
 
 def test_what_files_say_of_other_files_is_there():

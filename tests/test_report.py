@@ -42,8 +42,9 @@ def put(folder, results):
 
 def words(content):
     """The text of a piece of content as typst describes it."""
-    space = " " * (content["func"] == "space")
-    return space + content.get("text", "") + "".join(map(words, content.get("children", [])))
+    space, text = " " * (content.get("func") == "space"), content.get("text", "")
+    inner = [*content.get("children", []), *(content[name] for name in ("body", "child") if name in content)]
+    return space + (text if isinstance(text, str) else "") + "".join(map(words, inner))
 
 
 def pages(pdf):
@@ -53,12 +54,16 @@ def pages(pdf):
 def test_it_has_all_sections_and_figures(folder):
     assert pages(report.build(put(folder, change()), DATE)) in PAGES
     compiler = report.compiler(report.read_inputs(folder), folder, DATE)
-    headings, figures = (json.loads(compiler.query(*what)) for what in (("heading", "body"), ("image", "alt")))
+    queries = (("heading", "body"), ("image", "alt"), ("figure", None))
+    headings, images, figures = (json.loads(compiler.query(*what)) for what in queries)
     assert "; ".join(map(words, headings)) == SECTIONS.replace("\n", " ")
-    assert sorted(figures) == sorted(sum(report.FIGURES.values(), ()))
+    assert sorted(images) == sorted(sum(report.FIGURES.values(), ()))
+    said = "".join(map(words, figures))
+    for results in RESULTS.values():  # accuracy, IoU and mean, in this order
+        assert "".join(f"{results['test'][name]:.4f}" for name in ("accuracy", "iou", "mean")) in said
 
 
-@pytest.mark.parametrize(("changes", "claim"), [({"iou": 0.99}, "thanks to snapping"), ({"map_class0": 0.1}, "lower")])
+@pytest.mark.parametrize(("changes", "claim"), [({"iou": 0.99}, "thanks to rounding"), ({"map_class0": 0.1}, "lower")])
 def test_it_is_not_built_where_the_run_does_not_bear_out_what_it_says(folder, changes, claim):
     with pytest.raises(RuntimeError, match=f"(?s)does not bear out.*{claim}"):
         report.build(put(folder, change(**changes)), DATE)

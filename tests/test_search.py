@@ -1,99 +1,101 @@
-"""The search: trials are resumable runs, workers share a database, and one that is killed loses nothing."""
+"""The search: trials are resumable runs, workers share a database, and one that is killed or paused loses nothing."""
 
 import functools
 import json
 import os
-import shutil
-import socket
+import signal
+import sqlite3
 import subprocess
 import sys
-import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from helpers import SHORT, Tiny
+from optuna.trial import TrialState
 
 import data
 import models
 import training
+from data import DataError
 from scripts import search as command
 from training import search
 
 HOME = Path(__file__).resolve().parent.parent
-WORKER = """
-import pathlib, sys, time, torch
-sys.path[:0] = [".", "tests"]
-import data, training, utils
-from dataclasses import replace
-from helpers import SHORT, Tiny
-from training import runs, search
+
 
 class Slow(Tiny):
+    """A network each batch of which takes as many seconds as the environment says."""
+
     def forward(self, images):
-        time.sleep(float(sys.argv[4]))
+        time.sleep(float(os.environ.get("SECONDS", 0)))
         return super().forward(images)
 
-torch.set_num_threads(1)
-runs.SAVED_EVERY = 0.0
-splits = data.load("loc", "digits", sizes=(64, 32, 8), folder=pathlib.Path(sys.argv[2]), log=lambda text: None)
-study = search.open_study("tiny", sys.argv[1], beat=1)
-propose = lambda trial: (Slow, replace(SHORT, learning_rate=trial.suggest_float("learning_rate", 1e-3, 0.02, log=True)))
-search.search(study, int(sys.argv[3]), propose, splits, utils.Normalizer.fit(splits.train.images))
-"""
+
+SPACE = search.Space({"learning_rate": search.Log(1e-3, 0.02)}, Slow, SHORT)  # in which no trial diverges
 
 
-def propose(trial):
-    """Rates at which no trial diverges: close to 0.1 one does, and where it is the first, none has what to be ahead
-    of."""
-    return Tiny, replace(SHORT, learning_rate=trial.suggest_float("learning_rate", 1e-3, 0.02, log=True))
+def work(trials):
+    """What a worker's process does."""
+    torch.set_num_threads(1)
+    training.runs.SAVED_EVERY, training.runs.RELEASED_WITHIN = 0.0, 0.5
+    folder = training.runs_folder()
+    splits = data.load("loc", "digits", sizes=(64, 32, 8), folder=folder, log=lambda text: None)
+    training.guard(lambda: search.search(search.open_study("a", beat=1), SPACE, splits, trials))
 
 
-def worker(url, folder, trials, seconds=0.0):
-    """A process that takes part in a study, each batch of which takes so many seconds."""
-    command = [sys.executable, "-c", WORKER, url, str(folder), str(trials), str(seconds)]
-    environment = os.environ | {"RUNS_DIR": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, encoding="utf-8")
+def worker(trials, seconds):
+    code = f"import sys; sys.path[:0] = ['.', 'tests']; import test_search; test_search.work({trials})"
+    environment = os.environ | {"SECONDS": str(seconds), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(scope="module")
-def postgres():
-    """The address of a PostgreSQL of its own, on a free port, where Debian's package is installed."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl")) or [Path(shutil.which("pg_ctl") or "")]
-    if not found[-1].is_file():
-        pytest.skip("PostgreSQL is not installed")
-    import pwd  # Windows has none
-
-    root = os.geteuid() == 0  # as whom it does not run
-    as_user = {"user": "postgres"} if root else {}
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    if root:
-        os.chown(folder, pwd.getpwnam("postgres").pw_uid, -1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pg_ctl, where = str(found[-1]), str(folder / "data")
-    quiet = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **as_user}
-    subprocess.run([pg_ctl, "-D", where, "-o", "-U digits -A trust --no-sync", "initdb"], **quiet)
-    options = f"-p {port} -h 127.0.0.1 -k '' -F"
-    subprocess.run([pg_ctl, "-D", where, "-o", options, "-l", str(folder / "log"), "-w", "start"], **quiet)
-    yield f"postgresql+psycopg://digits@127.0.0.1:{port}/postgres"
-    subprocess.run([pg_ctl, "-D", where, "-m", "immediate", "stop"], **quiet)
-    shutil.rmtree(folder, ignore_errors=True)
+def wait_until(condition, *processes):
+    end = time.monotonic() + 120
+    while not condition():
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    return f"sqlite:///{tmp_path / 'study.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres")
+def states(study):
+    return [trial.state.name for trial in study.trials]
 
 
-def test_trials_are_runs_and_those_that_lag_behind_end_early(sets, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study of its own; who gives no heartbeat for three seconds loses its trial."""
     monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    study = search.open_study("a", search.database())
-    asked = []
-    prune = optuna.Trial.should_prune
+    monkeypatch.delenv("STUDY_DATABASE", raising=False)
+    monkeypatch.setattr(training.runs, "SAVED_EVERY", 0.0)
+    return search.open_study("a", beat=1)
+
+
+def after_epoch(monkeypatch, epoch, function):
+    """Call a function after an epoch of the next run that is trained, before its end is reported."""
+
+    def fit(network, splits, settings, hooks, n_train):
+        def on_epoch(state):
+            if state.epoch == epoch:
+                function()
+            hooks.on_epoch(state)
+
+        monkeypatch.setattr(search, "fit", training.fit)
+        return training.fit(network, splits, settings, training.Hooks(on_epoch=on_epoch), n_train=n_train)
+
+    monkeypatch.setattr(search, "fit", fit)
+
+
+# ---------------------------------------------------------------------------------------------- trials
+
+
+def test_trials_are_runs_and_those_that_lag_behind_end_early(study, sets, tmp_path, monkeypatch, capsys):
+    asked, prune = [], optuna.Trial.should_prune
 
     def should_prune(trial):
         epoch = max(study.trials[trial.number].intermediate_values) + 1
@@ -101,142 +103,148 @@ def test_trials_are_runs_and_those_that_lag_behind_end_early(sets, tmp_path, mon
         return prune(trial) or (trial.number == 2 and epoch == 2)
 
     monkeypatch.setattr(optuna.Trial, "should_prune", should_prune)
-    search.search(study, 6, propose, *sets["loc"])
-    assert search.count_states(study) == {"finished": 6, "running": 0, "waiting": 0}
-    assert max(asked) == SHORT.epochs - 1  # a finished trial is never thrown away
-    found = search.export(study)
-    assert [len(row["epochs"]) for row in found["trials"]][2] == 2
-    first = found["trials"][0]["epochs"]
-    for row in found["trials"]:
-        assert row["ahead"] == row["epochs"][-1] - first[len(row["epochs"]) - 1]
-    assert found["importance"] == {"learning_rate": 1.0}
-    for values in ([0.5] * 6, [None] * 5 + [0.5]):
-        assert search.weigh([trial for trial in study.trials if trial.state in search.FINISHED], values) == {
-            "learning_rate": 0.0
-        }
-    complete = [row for row in found["trials"] if row["mean"] is not None]
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == len(complete)
+    search.search(study, SPACE, sets["loc"], 6, 40)
+    assert len(study.trials) == 6
+    results = search.export(study, SPACE)
+    assert len(results["trials"][2]["epochs"]) == 2
+    assert results["importance"] == {"learning_rate": 1.0}
+    complete = [row for row in results["trials"] if row["mean"] is not None]
+    assert len(list(tmp_path.glob("loc-*/"))) == len(complete)
     for row in complete:
-        run = training.fit(Tiny, *sets["loc"], replace(SHORT, **row["params"]))
+        run = training.fit(Slow, sets["loc"], replace(SHORT, **row["params"]), n_train=40)
         assert (run.status, run.history["val_mean"], run.val["mean"]) == ("loaded", row["epochs"], row["mean"])
-    best = max(row["mean"] for row in complete)
-    assert f"a: 6 of 6 trials, best validation mean {best:.4f}: learning_rate" in capsys.readouterr().out
-    search.search(study, 6, lambda trial: pytest.fail("one more"), *sets["loc"])
+    assert "a: 5 of 6 trials done, trial 5 begins" in capsys.readouterr().out
+    monkeypatch.setattr(search, "fit", lambda *about: pytest.fail("one more"))
+    search.search(study, SPACE, sets["loc"], 6, 40)
 
 
-def test_a_trial_that_diverges_ends_early(sets, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    study = search.open_study("a", search.database())
-    search.search(study, 1, lambda trial: (Tiny, replace(SHORT, learning_rate=1e38)), *sets["loc"])
-    assert [trial.state.name for trial in study.trials] == ["PRUNED"]
+def test_a_trial_that_diverges_ends_early(study, sets, tmp_path):
+    search.search(study, SPACE._replace(recipe=replace(SHORT, momentum=1e38)), sets["loc"], 1)
+    assert states(study) == ["PRUNED"]
+    assert not list(tmp_path.glob("loc-*/"))
 
 
-def test_a_trial_that_is_interrupted_waits_to_go_on(sets, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    monkeypatch.setattr(training.runs, "SAVED_EVERY", 0.0)
-    study = search.open_study("a", search.database())
+def test_a_trial_that_is_interrupted_waits_to_go_on(study, sets, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
 
-    def interrupted(*about):
-        def on_epoch(state):
-            about[-1].on_epoch(state)
-            if state.epoch == 2:
-                raise KeyboardInterrupt
-
-        return training.fit(*about[:-1], training.Hooks(on_epoch=on_epoch))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(search, "fit", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            search.search(study, 1, propose, *sets["loc"])
-    search.search(study, 1, propose, *sets["loc"])
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
-    assert study.trials[0].params == study.trials[1].params
-    assert list(study.trials[1].intermediate_values) == [0, 1, 2, 3]  # those before the interruption too
+    after_epoch(monkeypatch, 2, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        search.search(study, SPACE, sets["loc"], 1)
+    assert states(study) == ["WAITING"]
+    search.search(study, SPACE, sets["loc"], 1)
+    assert states(study) == ["COMPLETE"]
+    assert list(study.trials[0].intermediate_values) == [0, 1, 2, 3]  # those before the interruption too
 
 
-def test_a_trial_that_another_worker_trains_is_left_to_it(sets, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    study = search.open_study("a", search.database())
-
-    def taken(*about):
-        monkeypatch.setattr(search, "fit", training.fit)  # the next is free
+def test_a_trial_whose_run_is_held_elsewhere_waits(study, sets, monkeypatch, capsys):
+    def held(*about, **options):
+        monkeypatch.setattr(search, "fit", training.fit)
         raise training.RunInUse
 
-    monkeypatch.setattr(search, "fit", taken)
-    search.search(study, 1, propose, *sets["loc"])
-    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]
+    monkeypatch.setattr(search, "fit", held)
+    search.search(study, SPACE, sets["loc"], 2)
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert study.trials[0].params == study.trials[2].params  # another was trained meanwhile
+    assert "Trial 0 has to wait, another process is training its run" in capsys.readouterr().out
 
 
-def test_a_worker_that_is_killed_loses_nothing(url, tmp_path):
-    """Its trial is taken up by another, with the same parameters, after the epoch that its run's checkpoint holds."""
-    first = worker(url, tmp_path, 2, seconds=0.2)
-    study, begun = search.open_study("tiny", url, beat=1), time.monotonic()
-    while not (study.trials and len(study.trials[0].intermediate_values) >= 2):
-        assert first.poll() is None
-        assert time.monotonic() - begun < 120
-        time.sleep(0.05)
-    first.kill()
-    first.wait()
-    second = worker(url, tmp_path, 2)
-    said, _ = second.communicate(timeout=240)
-    assert second.returncode == 0
-    assert "tiny: 2 of 2 trials, best validation mean" in said
-    again = [trial for trial in study.trials[1:] if trial.params == study.trials[0].params]
-    assert study.trials[0].state.name == "FAIL"
-    assert [trial.state.name for trial in again] == ["COMPLETE"]
-    assert list(again[0].intermediate_values) == [0, 1, 2, 3]
-    assert search.count_states(study) == {"finished": 2, "running": 0, "waiting": 0}
-    seconds = [
-        run["history"]["seconds"] for run in map(training.runs.files.load_tensors, tmp_path.rglob("checkpoint.pt"))
-    ]
-    assert sum(each[0] > 0.7 for each in seconds) == 1  # its first epoch is the killed worker's, which was slow
+def test_a_trial_that_has_become_another_workers_is_left_to_it(study, sets, monkeypatch, capsys):
+    """As when a worker wakes that was paused: its trial has failed, and a new one of the same parameters waits."""
+
+    def take_away():
+        study._storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.FAIL)
+        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
+
+    after_epoch(monkeypatch, 4, take_away)
+    search.search(study, SPACE, sets["loc"], 2)
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert "Trial 0 is another worker's" in capsys.readouterr().out
+    assert len({row["params"]["learning_rate"] for row in search.export(study, SPACE)["trials"]}) == 2
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("SOAK"), reason="in `make soak`")
-def test_two_workers_are_nearly_twice_as_fast(postgres, tmp_path):
-    """Counted in epochs, since some trials end early, and which is a matter of chance."""
-    rates = []
-    for number in (1, 2):
-        if "tiny" in optuna.get_all_study_names(postgres):
-            optuna.delete_study(study_name="tiny", storage=postgres)
-        begun = time.monotonic()
-        workers = [worker(postgres, tmp_path / str(number), 40, seconds=0.15) for _ in range(number)]
-        assert [each.wait(600) for each in workers] == [0] * number
-        taken = time.monotonic() - begun
-        trials = search.open_study("tiny", postgres).trials
-        rates.append(sum(len(trial.intermediate_values) for trial in trials) / taken)
-    assert rates[1] > 1.6 * rates[0], rates
+@pytest.mark.parametrize("pause", [False, True])
+def test_a_worker_that_is_killed_or_paused_loses_nothing(study, tmp_path, pause):
+    """Its trial is taken up by another, with the same parameters, after the epoch that its run's checkpoint holds; a
+    paused one's when it wakes and lets go of the run."""
+    if pause and not hasattr(signal, "SIGSTOP"):
+        pytest.skip("Windows pauses no process")
+    first = worker(2, seconds=0.2)
+    wait_until(lambda: study.trials and len(study.trials[0].intermediate_values) >= 2, first)
+    first.send_signal(signal.SIGSTOP if pause else signal.SIGTERM)
+    second = worker(2, seconds=0)
+    if pause:
+        wait_until(lambda: states(study)[0] == "FAIL" and "COMPLETE" in states(study), second)
+        first.send_signal(signal.SIGCONT)
+        said, _ = first.communicate(timeout=120)
+        assert "Trial 0 is another worker's, this one gave no heartbeat for too long" in said
+    said, _ = second.communicate(timeout=120)
+    assert (first.wait(), second.returncode) == (0 if pause else -signal.SIGTERM, 0)
+    assert ("Trial 1 has to wait, another process is training its run" in said) == pause
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    again = [trial for trial in complete if trial.params == SPACE.by_hand]
+    assert [list(trial.intermediate_values) for trial in again] == [[0, 1, 2, 3]]
+    assert "RUNNING" not in states(study)
+    histories = [data.files.load_tensors(path)["history"] for path in tmp_path.rglob("checkpoint.pt")]
+    assert sum(history["seconds"][0] > 0.7 for history in histories) == 1  # the first epoch is the first worker's
 
 
-def test_what_is_proposed_can_be_built_and_keeps_within_the_size():
-    by_hand = search.by_hand(models.CompactNet, training.OWN)
-    for depth, width, expected in ((2, 48, 48), (2, 96, 96), (3, 96, 80), (4, 96, 64)):
-        fixed = by_hand | {"depth": depth, "width": width, "batch_size": 32, "max_shift": 12}
-        network, settings = search.propose_own(models.CompactNet, training.OWN)(optuna.trial.FixedTrial(fixed))
-        assert network.__name__ == f"CompactNetx{expected}x{depth}"
-        assert (settings.batch_size, settings.max_shift, settings.snap_to_pixels) == (32, 12, True)
-        assert 3e5 < models.count_parameters(network()) < 1.5e6
+# ---------------------------------------------------------------------------------------------- the database
 
 
-def test_the_recipe_as_it_is_can_be_proposed():
-    fixed = optuna.trial.FixedTrial(search.by_hand(models.CompactNet2, training.OWN))
-    network, settings = search.propose_own(models.CompactNet2, training.OWN)(fixed)
-    assert settings == training.OWN
-    assert models.count_parameters(network()) == models.count_parameters(models.CompactNet2())
+def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch):
+    for number in range(4):
+        monkeypatch.setenv("STUDY_DATABASE", f"sqlite:///{tmp_path}/{number}.db?timeout=60")
+        together = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            studies = pool.map(lambda _, wait=together: wait.wait() + 1 and search.open_study("a"), range(2))
+            assert [study.trials for study in studies] == [[], []]
 
 
-def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
-    monkeypatch.setenv("DATA_SOURCE", "digits")
-    monkeypatch.setattr(data, "load", functools.partial(data.load, sizes=(64, 32, 8), folder=tmp_path))
-    monkeypatch.setattr(command, "RESULTS", tmp_path / "search.json")
-    monkeypatch.setattr(command.take_part, "__defaults__", (48, 1))
-    with pytest.raises(SystemExit):
-        command.main(["loc", "--trials", "0"])
-    for trials in (1, 2):
-        command.main(["loc", "--trials", str(trials)])
-        found = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["loc"]
-        assert (found["images"], found["epochs"], len(found["trials"])) == (48, 1, trials)
-    assert found["trials"][0]["params"].keys() == found["importance"].keys()
-    assert found["trials"][0]["params"] == search.by_hand(models.CompactNet, training.OWN)
+def test_a_worker_waits_for_a_database_that_is_away(study, sets, monkeypatch, capsys):
+    engine = study._storage._backend.engine
+    connect, times = engine.dialect.connect, iter(range(3))
+
+    def away(*about, **options):
+        if next(times, None) is None:
+            return connect(*about, **options)
+        raise sqlite3.OperationalError("not there\nat all")
+
+    def lose():
+        engine.dispose()
+        monkeypatch.setattr(engine.dialect, "connect", away)
+
+    after_epoch(monkeypatch, 2, lose)
+    search.search(study, SPACE, sets["loc"], 1)
+    assert states(study) == ["COMPLETE"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["STUDY_DATABASE: cannot be used, trying again for 300 seconds: not there"]
+    monkeypatch.setattr(search.patiently, "__kwdefaults__", {"seconds": 0})
+    times = iter(range(10))
+    engine.dispose()
+    with pytest.raises(DataError, match="^STUDY_DATABASE: cannot be used, tried for 0 seconds: not there$"):
+        search.search(study, SPACE, sets["loc"], 2)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("oracel://me:secret@host/a", "oracel"),
+        ("me:secret@host", "parse"),
+        ("postgresql+psycopg://me:secret/a", "a bad port"),
+        ("postgresql+psycopg://me:my@secret@host/a", "@ : / in a password"),
+        ("postgresql+psycopg://me:secret@host/a", "psycopg"),
+        ("sqlite:///no/such/folder/secret/../a.db", "unable to open database file"),
+    ],
+)
+def test_a_wrong_address_is_said_in_one_line_without_the_password(tmp_path, monkeypatch, address, reason):
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv("STUDY_DATABASE", address)
+    if reason == "psycopg":
+        monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setattr(search, "RACE", 0)
+    with pytest.raises(SystemExit) as ended:
+        training.guard(lambda: command.main(["loc"]))
+    assert str(ended.value).startswith("STUDY_DATABASE: ")
+    assert reason in str(ended.value)
+    assert not {"\n", "secret"} & set(str(ended.value).split())

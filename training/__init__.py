@@ -2,9 +2,8 @@
 
 from training.colab import prepare_colab
 from training.lab import Lab, open_lab
-from training.layers import Layer, list_layers, source_of
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
-from training.progress import forgive_output
+from training.progress import forgive_output, guard
 from training.results import BASELINES, published_results, published_search, select_best
 from training.runs import RunInUse, fit, load_weights, provenance, save_weights
 from training.settings import (
@@ -16,7 +15,6 @@ from training.settings import (
     check_runs_folder,
     choose_device,
     choose_profile,
-    describe,
     runs_folder,
 )
 from training.study import read_rows
@@ -25,8 +23,9 @@ from training.tables import (
     fit_table,
     headline,
     markdown_table,
-    print_scores,
     results_table,
     search_table,
+    settings_table,
+    source_of,
     study_table,
 )

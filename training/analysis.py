@@ -1,6 +1,7 @@
 """What networks get wrong and why, and what they are set beside: measured on outputs and labels."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou
 
 import utils
 from data import Split
@@ -21,6 +22,7 @@ ROUNDS = 1000  # of the bootstrap
 BINS = 10  # of scores
 
 
+OBJECT_IOU = 0.5  # from which on a box is counted as that of an object
 SIDES = ("left", "top", "right", "bottom")
 
 
@@ -48,6 +50,23 @@ def bootstrap(outputs: Tensor, labels: Tensor) -> dict[str, list[float]]:
     values["mean"] = (values["accuracy"] + values["iou"]) / 2
     limits = torch.tensor((0.025, 0.975), dtype=torch.float64)
     return {name: value.quantile(limits).tolist() for name, value in values.items()}
+
+
+def count_objects(outputs: Tensor, labels: Tensor, nms_iou: float | None = None) -> dict[str, int]:
+    """Boxes counted by objects, whatever cell they come from: "right" (of a true box's class, with an IoU of at least
+    one half; the best first, each true box once), "false" and "missed"."""
+    right = predicted = 0
+    truth = utils.true_boxes(labels)
+    for boxes, true in zip(utils.decode(outputs, nms_iou=nms_iou), truth, strict=True):
+        ious = box_iou(boxes["boxes"], true["boxes"]) * (boxes["labels"][:, None] == true["labels"])
+        free = torch.ones(len(true["labels"]))
+        for row in ious:
+            iou, place = (row * free).max(0) if len(free) else (torch.tensor(0.0), 0)
+            if iou >= OBJECT_IOU:
+                free[place] = 0
+                right += 1
+        predicted += len(boxes["labels"])
+    return {"right": right, "false": predicted - right, "missed": sum(len(true["labels"]) for true in truth) - right}
 
 
 def pixel_boxes(outputs: Tensor) -> Tensor:
@@ -222,6 +241,30 @@ def pick_failures(matches: Matches, images: int, count: int) -> Tensor:
     return torch.tensor(list(chosen)[:count], dtype=torch.long)
 
 
+def describe_confusion(matrix: Tensor) -> str:
+    """The commonest mistakes of a confusion matrix, in a few lines."""
+    classes = len(matrix) - 1
+    wrong = matrix.clone().fill_diagonal_(0)
+    lines = [
+        f"missed digits: {int(wrong[:classes, classes].sum()):,} of {int(matrix[:classes].sum()):,}; "
+        f"false positives: {int(wrong[classes, :classes].sum()):,} of {int(matrix[classes].sum()):,} without a digit"
+    ]
+    named = wrong[:classes, :classes]
+    for place in named.flatten().argsort(descending=True, stable=True)[:3].tolist():
+        true, predicted = divmod(place, classes)
+        if named[true, predicted]:
+            lines.append(
+                f"{true} taken for {predicted}: {int(named[true, predicted]):,} of {int(matrix[true].sum()):,}"
+            )
+    return "\n".join(lines)
+
+
+def on_whole_pixels(labels: Tensor) -> bool:
+    """Whether every edge of every box lies on a border between two pixels, to a thousandth of a pixel."""
+    edges = torch.cat([each["boxes"] for each in utils.true_boxes(labels)])
+    return bool(((edges - edges.round()).abs() < 1e-3).all())
+
+
 # ---------------------------------------------------------------------------------------------- baselines
 
 SURE = 20.0  # a logit that leaves no doubt
@@ -310,6 +353,17 @@ def visible_outputs(split: Split) -> Tensor:
     """An oracle's answer for generated images: everything right, but the box is drawn around the pixels of the digit
     that are brighter than the noise under them. Of faint strokes more cannot be seen."""
     return labels_as_outputs(split.visible)
+
+
+def visible_rows(split: Split, digits: Sequence[int] = (0, 1)) -> list[tuple[str, str, float]]:
+    """Generated images: of each of some digits the mean size, and the mean IoU of the box around its visible ink."""
+    if split.visible is None:
+        return []
+    truth = utils.true_boxes(split.labels)
+    boxes, classes = (torch.cat([each[key] for each in truth]) for key in ("boxes", "labels"))
+    rows = per_class(utils.match(visible_outputs(split), split.labels), CLASSES[split.task])
+    sizes = [(boxes[:, 2:] - boxes[:, :2])[classes == digit].mean(0).tolist() for digit in digits]
+    return [(str(digit), f"{w:.1f} × {h:.1f}", rows[digit]["iou"]) for digit, (w, h) in zip(digits, sizes, strict=True)]
 
 
 def as_outputs(rows: Tensor, image: Tensor, split: Split) -> Tensor:

@@ -1,110 +1,86 @@
-"""What the notebooks' set-up cell needs on Colab, beyond finding the modules."""
+"""What the notebooks' set-up cell does on Colab once it has found the modules."""
 
-import importlib
 import importlib.util
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data import FOLDER
 from data.files import atomic_write
 from data.sources import COURSE_FILES, course_files
 
-LONGEST_SEARCH = 20.0  # seconds to look for the course's files on Drive, which may hold thousands of folders
+KAGGLE = "KAGGLE_KERNEL_RUN_TYPE"  # Kaggle sets it: its google.colab waits for answers that nobody gives
+HOME = FOLDER.parent
 
 
 def prepare_colab(mount_point: Path | str = "/content/drive") -> None:
-    """On Colab: install what it lacks, keep runs on Google Drive if the user agrees, and find the course's files.
-    Harmless when called again, and elsewhere.
+    """On Colab and Kaggle: install what they lack, keep runs on Google Drive if the user agrees, and find the course's
+    files. Harmless when called again, and elsewhere.
 
-    mount_point: where Drive is put, in the folder where notebooks start. Raises RuntimeError where a package cannot be
-    installed.
+    Drive is put at `mount_point`. The course's files are looked for in the project's data/ and the project's folder, in
+    data/ beside that folder and beside it, and on Drive in MyDrive, MyDrive/data and MyDrive/digit-data, nowhere else.
+    Raises RuntimeError where a package cannot be installed.
     """
-    try:
-        import google.colab  # noqa: F401
-    except ImportError:
-        return
-    install_lacking(("torchmetrics", "lightning-utilities", "pycocotools"))
-    mount_point = Path(mount_point)
-    find_course_files(mount_point.parent, keep_runs_on_drive(mount_point))
+    if "google.colab" in sys.modules or KAGGLE in os.environ:
+        install_missing(("torchmetrics", "lightning-utilities", "pycocotools"))
+        drive = Path(mount_point) / "MyDrive"
+        on_drive = [drive, drive / "data", drive / "digit-data"] if keep_runs_on_drive(drive) else []
+        find_course_files([FOLDER, HOME, HOME.parent / "data", HOME.parent, *on_drive])
 
 
-def keep_runs_on_drive(mount_point: Path) -> Path | None:
-    """Let RUNS_DIR name a folder on Drive. Returns that; None where it already names another, which is respected, and
-    where Drive is declined, cannot be written to or is not there, as on Kaggle: runs are kept in runs/ then. What is
-    the case is said."""
-    folder = mount_point / "MyDrive" / "digit-runs"
+def keep_runs_on_drive(my_drive: Path) -> bool:
+    """Let RUNS_DIR name a folder on Drive, unless the user has let it name another. Says where runs are kept, and
+    returns whether on Drive: not where Drive is declined, cannot be written to or is not there, as on Kaggle."""
+    folder, trial = my_drive / "digit-runs", my_drive / "digit-runs" / "writable"
     if os.environ.get("RUNS_DIR", "") not in ("", str(folder)):
         print(f"Runs are kept in {os.environ['RUNS_DIR']}, as RUNS_DIR says, and not on Drive.")
-        return None
+        return False
     try:
-        if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
-            raise OSError("Kaggle has none")  # but a google.colab, which would wait for an answer
+        if KAGGLE in os.environ:
+            raise OSError("Kaggle has none")
         from google.colab import drive
 
-        drive.mount(str(mount_point))  # returns at once where Drive is mounted already
-        atomic_write(folder / "writable", lambda file: file.write(b"a trial"))
-        (folder / "writable").unlink()
+        try:
+            drive.mount(str(my_drive.parent))  # does nothing where Drive is mounted,
+            atomic_write(trial, lambda file: file.write(b"a trial"))
+        except OSError:  # even if that mount is stale: "Transport endpoint is not connected"
+            drive.mount(str(my_drive.parent), force_remount=True)
+            atomic_write(trial, lambda file: file.write(b"a trial"))
+        trial.unlink()
     except Exception as error:  # Colab raises different ones when the user declines
         os.environ.pop("RUNS_DIR", None)
-        reason = str(error) or type(error).__name__
-        print(f"No Drive ({reason}): runs are kept on this machine only and are lost with it.")
-        return None
+        print(f"No Drive ({str(error) or type(error).__name__}): runs that earlier sessions kept there are not used,")
+        print("and runs are kept on this machine only and are lost with it.")
+        return False
     os.environ["RUNS_DIR"] = str(folder)
     print("Runs are kept on Drive, in MyDrive/digit-runs: Run all after a disconnect goes on where it was.")
-    return folder
+    return True
 
 
-def find_course_files(start: Path, runs: Path | None) -> None:
-    """Let DATA_DIR name the folder with the course's files, unless it names one, and say so: the project's data/, the
-    folder where the notebook started, data/ in there, or one on Drive, where `runs` is the folder of runs."""
+def find_course_files(folders: list[Path]) -> None:
+    """Let DATA_DIR name the first of the folders that holds any of the course's files, and say so. Where it names one
+    already, or DATA_SOURCE another source, that is respected."""
     if os.environ.get("DATA_DIR") or os.environ.get("DATA_SOURCE", "") not in ("", "course"):
         return
-    names = [{path.name for path in course_files(start, task)} for task in COURSE_FILES]
-    # What was found on Drive is noted there: a search that finds it in time one day may not do so the next.
-    note = runs and runs / "course-files.txt"
-    places = [FOLDER, start / "data", start]
-    if note and note.is_file():
-        places.append(Path(note.read_text(encoding="utf-8")))
-    beside = (folder for folder in places if any((folder / name).is_file() for name in set.union(*names)))
-    below = folders_of(runs.parent) if runs else ()
-    on_drive = (folder for folder, files in below if any(whole <= files for whole in names))
-    found = next(beside, None) or next(on_drive, None)
-    if found:
-        os.environ["DATA_DIR"] = str(found)
-        print(f"The course's files are taken from {found}.")
-        if runs and found.is_relative_to(runs.parent):
-            atomic_write(note, lambda file: file.write(str(found).encode()))
-    elif runs:
-        print(f"The course's files are not beside the notebook, nor found on Drive in {LONGEST_SEARCH:.0f} s.")
-
-
-def folders_of(top: Path) -> Iterator[tuple[Path, set[str]]]:
-    """Folders at or below `top`, the shallowest first, each with its files' names, for at most LONGEST_SEARCH."""
-    until, folders = time.monotonic() + LONGEST_SEARCH, [top]
-    for folder in folders:  # which grow meanwhile
-        if time.monotonic() > until:
+    for folder in folders:
+        if any(path.is_file() for task in COURSE_FILES for path in course_files(folder, task)):
+            os.environ["DATA_DIR"] = str(folder)
+            print(f"The course's files are taken from {folder}.")
             return
-        _, inside, files = next(os.walk(folder), ("", [], []))
-        yield folder, set(files)
-        folders += [folder / name for name in sorted(inside)]
+    print(f"The course's files are in none of {', '.join(map(str, folders))}.")
 
 
-def install_lacking(names: Sequence[str]) -> None:
+def install_missing(names: tuple[str, ...]) -> None:
     """Install with pip those of the packages that cannot be imported, in the versions of requirements.txt, and nothing
     that they ask for: Colab has it. Raises RuntimeError, with pip's words, where a package cannot be installed."""
-    lacking = [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is None]
-    if not lacking:
-        return
-    lines = (Path(__file__).resolve().parent.parent / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line.partition("#")[0].strip() for line in lines]
-    wanted = [pin for pin in pins if pin.partition("==")[0] in lacking]
-    print("installing", *wanted)
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", *wanted]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
-    if done.returncode:
-        raise RuntimeError(f"pip cannot install {', '.join(lacking)}:\n{done.stdout.strip()}")
-    importlib.invalidate_caches()  # else the running process may not see what has just come
+    missing = [name for name in names if importlib.util.find_spec(name.replace("-", "_")) is None]
+    lines = (HOME / "requirements.txt").read_text(encoding="utf-8").splitlines() if missing else []
+    pins = [pin for line in lines if (pin := line.partition("#")[0].strip()).partition("==")[0] in missing]
+    if pins:
+        print("installing", *pins)
+        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+        done = subprocess.run([*pip, *pins], capture_output=True, encoding="utf-8", errors="replace")
+        if done.returncode:
+            raise RuntimeError(f"pip cannot install {', '.join(missing)}:\n{done.stdout}{done.stderr}".strip())
+        importlib.invalidate_caches()  # else the running process may not see what has just come

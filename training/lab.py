@@ -1,4 +1,4 @@
-"""What a notebook works with: a task's images and all that its runs need; and the same, read instead of made."""
+"""What a notebook works with: a task's images and all that its runs need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,8 +58,7 @@ class Lab:
 
     def settings_for(self, network: type[nn.Module]) -> Settings:
         """The recipe that the profile has for a network: the reference's for its own, ours for ours."""
-        settings = self.profile.own if network is models.OURS[self.task] else self.profile.settings
-        return replace(settings, epochs=self.profile.epochs.get(network.__name__, settings.epochs))
+        return self.profile.own if network is models.OURS[self.task] else self.profile.settings
 
     def build(self, network: type[nn.Module]) -> nn.Sequential:
         """A network with its initial weights; raw images go in."""
@@ -91,12 +90,14 @@ class Lab:
             diverged = f", diverged in epoch {epochs + 1} of {run.settings.epochs}" if run.diverged else ""
             print(
                 f"{run.name}: {run.status}, {run.n_train:,} images, best epoch {run.best_epoch} of {epochs}"
-                f"{diverged}, {run.seconds / 60:.1f} minutes of training"
+                f"{diverged}, {run.seconds / 60:.1f} minutes of training in {run.trained_on['precision']}"
             )
             runs.append(run)
         return runs
 
     def _run(self, network: type[nn.Module]) -> Run:
+        if network.__name__ in self.profile.published:
+            return load_published(network, self.task)
         settings, n_train = self.settings_for(network), self.profile.caps.get(network.__name__)
         with Progress(network.__name__, settings, n_train or len(self.splits.train)) as progress:
             return fit(network, self.splits, settings, progress.hooks, n_train=n_train)
@@ -106,7 +107,10 @@ class Lab:
         return utils.infer(network, split.images).cpu()
 
     def test(self, run: Run) -> Test:
-        """Score a run's best epoch on the test images. To be used once, when everything has been decided."""
+        """Score a run's best epoch on the test images; of a run without weights, the published scores. To be used once,
+        when everything has been decided."""
+        if run.weights is None:
+            return Test(run.name, published_results(self.task)["others"][run.name])
         return self._test(run.name, self.infer(run.load(self.device), self.splits.test))
 
     def _test(self, name: str, outputs: Tensor) -> Test:
@@ -143,9 +147,13 @@ class Lab:
 
     def score_fit(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
         """Each network's scores on the training images it was trained on, by its name, measured as on validation
-        images: after the best epoch, in evaluation mode, without shifts. Training's own scores are not comparable."""
+        images: after the best epoch, in evaluation mode, without shifts. Training's own scores are not comparable. Of a
+        run without weights, the published scores."""
         fits = {}
         for run in runs:
+            if run.weights is None:
+                fits[run.name] = published_results(self.task)["networks"][run.name]["fit"]
+                continue
             split = self.splits.train[: run.n_train]
             fits[run.name] = utils.score(self.infer(run.load(self.device), split), split.labels)
         return fits
@@ -166,7 +174,7 @@ class Lab:
         save_results(self.figures, self.task, results)
         save_histories(runs, self.profile.outcome_folder("histories") / f"{self.name}.pkl")
         for run in runs:
-            if 4 * run.parameters < LARGEST_WEIGHTS:
+            if run.status != "published" and 4 * run.parameters < LARGEST_WEIGHTS:
                 save_weights(run.weights, self.profile.outcome_folder("weights") / f"{run.name}.pt")
         return results
 
@@ -180,8 +188,9 @@ class Lab:
             "pieces": analysis.piece_rows(chosen.outputs, self.splits.test),
             **({"borders": analysis.border_rows(chosen.outputs, labels)} if self.task == "det" else {}),
         }
+        trained = any(run.status != "published" for run in runs)  # else the profile that was published stays
         return {
-            "profile": self.profile.name,
+            "profile": self.profile.name if trained else published_results(self.task)["profile"],
             "source": self.splits.source,
             "images": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
             "normalization": {name: value.item() for name, value in self.normalize.state_dict().items()},
@@ -201,34 +210,8 @@ class Lab:
         }
 
 
-class PublishedLab(Lab):
-    """A lab that trains nothing: it reads the published histories, results and weights."""
-
-    def _run(self, network: type[nn.Module]) -> Run:
-        return load_published(network, self.task)
-
-    def test(self, run: Run) -> Test:
-        """As in a lab that trains; of a run without weights the published scores."""
-        if run.weights is None:
-            return Test(run.name, published_results(self.task)["others"][run.name])
-        return super().test(run)
-
-    def score_fit(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-        """The published scores."""
-        return {run.name: published_results(self.task)["networks"][run.name]["fit"] for run in runs}
-
-    def save(
-        self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
-    ) -> dict[str, Any]:
-        """Keep what was published beside the figures. Returns it."""
-        results = published_results(self.task)
-        save_results(self.figures, self.task, results)
-        return results
-
-
 def open_lab(task: str) -> Lab:
     """The lab of a task, "loc" or "det", with the profile that PROFILE names, see `settings.choose_profile`. Raises
     SaveError where its runs could not be kept."""
     check_runs_folder()
-    profile = choose_profile()
-    return (Lab if profile.trains else PublishedLab)(task, profile)
+    return Lab(task, choose_profile())

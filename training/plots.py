@@ -21,7 +21,6 @@ from data import Split, Splits
 from data.files import atomic_write
 from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH, task_of
 from training import analysis
-from training.layers import stage_sizes
 from training.results import published_curves
 from training.runs import Run
 from utils import AveragePrecision, Matches
@@ -173,6 +172,16 @@ def plot_iou() -> Figure:
         axis.set(title=title, xlabel=f"shared {shared}, covered {covered}: IoU {shared / covered:.2f}")
     utils.draw_legend(figure)
     return figure
+
+
+@torch.inference_mode()
+def stage_sizes(network: models.GridNetwork) -> dict[str, tuple[int, ...]]:
+    """Output sizes (channels, height, width) of the backbone's parts and of the head."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    for name, part in {**dict(network.backbone.named_children()), "head": network.head}.items():
+        part.register_forward_hook(lambda layer, inputs, output, name=name: sizes.update({name: output.shape[1:]}))
+    network.eval()(torch.zeros(1, *models.IMAGE))
+    return sizes
 
 
 def plot_diagram(network: models.GridNetwork) -> Figure:

@@ -16,9 +16,9 @@ from training.settings import NAMES, Settings
 BEST = 4  # trials of a search that are shown, and trained at full length, beside the recipe by hand
 
 # Published test figures, to set beside ours: [name, accuracy, IoU, mean], and of the others in detection mAP@[.50:.95],
-# mAP@.50 and mAP@.75. They are of the course's own files, and the reference's accuracy counts a missed digit as right.
-# The reference is the course's submission with the networks of models.py; of the others each figure is the best of
-# fourteen public submissions, not of one and the same.
+# mAP@.50 and mAP@.75. They are of the course's own files. The reference is the course's submission with the networks of
+# models.py, and in its report's figures a missed digit counts as wrong, though its public notebook counts it as right.
+# Of the others each figure is the best of fourteen public submissions, not of one and the same.
 PUBLISHED = {
     "loc": [
         ("reference submission: SkreNet, 60 epochs", 0.926364, 0.726757, 0.82656),
@@ -33,7 +33,7 @@ PUBLISHED = {
     ],
 }
 
-# What networks are set beside, see `training/baselines.py`.
+# What networks are set beside, see `training/analysis.py`.
 BASELINES = {
     "visible": "an oracle: the box around the digit's visible ink",
     "bright": "nothing learnt: patches of bright pixels",
@@ -104,7 +104,9 @@ def load_published(network: type[nn.Module], task: str) -> Run:
         weights = Path("weights") / f"{network.__name__}.pt"
         weights = weights if weights.is_file() else None
         return Run(network, task, **about, status="published", weights=weights)
-    except (KeyError, TypeError) as error:
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: holds no history of {network.__name__}") from error
 
 

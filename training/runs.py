@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,12 +75,9 @@ CODE = _code_of(models, utils, augment, loop)  # as it was imported, should a fi
 
 
 def run_spec(
-    network: type[nn.Module],
-    splits: Splits,
-    settings: Settings,
-    n_train: int | None = None,
+    network: type[nn.Module], splits: Splits, settings: Settings, n_train: int | None = None,
     precision: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """All that a run's result depends on; runs that differ in any of it are different runs. Arguments as in `fit`."""
     return {
         "network": network.__name__,
@@ -187,19 +185,15 @@ def fit(
     n_train: on the first so many training images, by default all; normalization is by all of them. precision: of the
     convolutions in training, "float32" or "bfloat16", by default what suits the device.
 
-    While it is trained, the run's folder holds a checkpoint of the last epoch, or where epochs are short of one at most
-    SAVED_EVERY seconds ago, complete in itself, and the one before. Killed at any moment, the next call continues after
-    the checkpoint's epoch, or the one before's where it has been damaged, and ends with the same history and weights,
-    bit for bit on the same machine's CPU. A finished run keeps its history and the weights of its best epoch, and what
-    going on takes where the learning rate is constant: then a run of more epochs begins where one of fewer has ended.
-    A run that diverges is finished, with the epochs before; only in its first epoch it has nothing to keep.
+    While it is trained, the run's folder holds a checkpoint at most SAVED_EVERY seconds or one epoch old, and the one
+    before. Killed at any moment, the next call continues from the last, or from the one before where that is damaged,
+    and ends with the same history and weights, bit for bit on the same machine's CPU. A finished run keeps its history
+    and best weights, and, where the learning rate is constant, what a run of more epochs needs to go on from there. A
+    run that diverges after its first epoch is finished, with the epochs before.
 
-    Two processes never train one run at once. The second waits for RELEASED_WITHIN seconds and then raises RunInUse:
-    a notebook that waited longer would look as if it hung, perhaps for a kernel that was forgotten. Where there are
-    no locks, as on some network drives, the two do the same work twice; files are still whole.
-
-    Raises NonFiniteLoss in the first epoch, RunInUse, SaveError (an OSError) where files cannot be written, and
-    ReadError where a drive is away; the last checkpoint stays.
+    Raises NonFiniteLoss in the first epoch; RunInUse where another process still trains this run after RELEASED_WITHIN
+    seconds (without locks, as on some network drives, both do the same work); SaveError (an OSError) where files cannot
+    be written, and ReadError where a drive is away: the last checkpoint stays.
     """
     spec = run_spec(network, splits, settings, n_train, precision)
     folder = run_folder(spec)
@@ -213,17 +207,15 @@ def fit(
         with files.lock(folder / CHECKPOINT, RELEASED_WITHIN) as alone:
             # With the lock no other process is writing; without it one may be.
             files.remove_leftovers(folder, 0.0 if alone else WRITTEN_WITHIN)
-            state, stored = resume(folder, spec, new)
-            if state is None and not (stored or settings.one_cycle):
-                state, stored = resume_shorter(spec, new)
-            done = len(stored["history"]["seconds"]) if stored else 0
-            finished = bool(stored) and state is None
-            status = "loaded" if finished else f"continued after epoch {done}" if done else "trained"
-            if not finished:
+            stored, state = resume(folder, spec, new)
+            status = "loaded"
+            if stored is None or not stored["finished"]:
                 if not alone:
                     print(f"{folder}: cannot be locked here, so take care not to train this run in two places at once")
-                state = state or new()
-                stored = _train(state, splits, settings, hooks, spec, stored)
+                if stored is None and not settings.one_cycle:
+                    stored, state = resume_shorter(spec, new)
+                status = f"continued after epoch {state.epoch}" if state else "trained"
+                stored = _train(state or new(), splits, settings, hooks, spec, stored["trained_on"] if stored else {})
     except files.InUse:
         raise RunInUse(
             f"{folder}: {network.__name__} is being trained by another process. Wait until it has finished or stop it, "
@@ -234,45 +226,44 @@ def fit(
 
 
 def _train(
-    state: TrainState,
-    splits: Splits,
-    settings: Settings,
-    hooks: Hooks | None,
-    spec: dict[str, Any],
-    stored: dict | None,
-) -> dict[str, Any]:
-    """Train what is left, with a checkpoint after each epoch that is due for one. Returns the last checkpoint."""
-    folder, hooks = run_folder(spec), hooks or Hooks()
-    saved, trained_on = time.monotonic(), _merge(stored["trained_on"] if stored else {}, provenance(spec["precision"]))
+    state: TrainState, splits: Splits, settings: Settings, hooks: Hooks | None, spec: dict[str, Any],
+    before: dict[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    """Train what is left, with a checkpoint after each epoch that is due for one. Returns the last checkpoint.
+
+    before: where the epochs that are done were trained, see `provenance`.
+    """
+    hooks, saved = hooks or Hooks(), time.monotonic()
+    trained_on = {  # of a run that was continued elsewhere: what both places had in common, and what came then
+        name: ", then ".join(dict.fromkeys([*before.get(name, value).split(", then "), value]))
+        for name, value in provenance(spec["precision"]).items()
+    }
 
     def on_epoch(state: TrainState) -> None:
         nonlocal saved
-        if state.epoch == settings.epochs or time.monotonic() - saved >= SAVED_EVERY:
-            save_checkpoint(folder, state, spec, trained_on, finished=state.epoch == settings.epochs)
+        finished = state.epoch == settings.epochs
+        if finished or time.monotonic() - saved >= SAVED_EVERY:
+            save_checkpoint(run_folder(spec), state, spec, trained_on, finished)
             saved = time.monotonic()
         hooks.on_epoch(state)
 
+    part = Splits(splits.train[: spec["n_train"]], splits.val, splits.test, splits.source)
     try:
-        part = Splits(splits.train[: spec["n_train"]], splits.val, splits.test, splits.source)
         train(state, part, settings, Hooks(hooks.on_step, on_epoch))
     except NonFiniteLoss:  # which the same steps would meet again
         if not state.epoch:
             raise
-        save_checkpoint(folder, state, spec, trained_on, finished=True)
-    return _content(state, spec, trained_on, finished=True)
+        save_checkpoint(run_folder(spec), state, spec, trained_on, finished=True)
+    return {"history": state.history, "val_samples": state.val_samples, "trained_on": trained_on}
 
 
-def _merge(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
-    """Of a run that was continued elsewhere: what both places had in common, and what came then."""
-    parts = {name: [*before.get(name, value).split(", then "), value] for name, value in now.items()}
-    return {name: ", then ".join(dict.fromkeys(values)) for name, values in parts.items()}
-
-
-def _content(state: TrainState, spec: dict[str, Any], trained_on: dict[str, str], finished: bool) -> dict[str, Any]:
-    """All that going on takes; of a finished run whose learning rate has come down to nothing, or that has diverged,
-    all that using it takes."""
+def save_checkpoint(
+    folder: Path, state: TrainState, spec: dict[str, Any], trained_on: dict[str, str], finished: bool
+) -> None:
+    """Write all that going on takes; of a finished run whose learning rate has come down to nothing, or that has
+    diverged, all that using it takes. The checkpoint before is kept until the run is finished. Raises SaveError."""
     over = finished and (spec["settings"]["one_cycle"] or state.epoch < spec["settings"]["epochs"])
-    return {
+    content = {
         "spec": spec,
         "trained_on": trained_on,
         "history": state.history,
@@ -281,23 +272,17 @@ def _content(state: TrainState, spec: dict[str, Any], trained_on: dict[str, str]
         "finished": finished,
         "state": None if over else state.state_dict(),
     }
-
-
-def save_checkpoint(
-    folder: Path, state: TrainState, spec: dict[str, Any], trained_on: dict[str, str], finished: bool
-) -> None:
-    """Write the checkpoint. The one before is kept until the run is finished. Raises SaveError."""
-    content = _content(state, spec, trained_on, finished)
-    files.save_tensors(folder / CHECKPOINT, content, keep=None if finished else folder / PREVIOUS)
+    previous = folder / PREVIOUS
+    files.save_tensors(folder / CHECKPOINT, content, keep=None if finished else previous)
     if finished:
-        (folder / PREVIOUS).unlink(missing_ok=True)
+        files.retry(lambda: previous.unlink(missing_ok=True), previous)
 
 
 def resume(
-    folder: Path, spec: dict[str, Any], new: Callable[[], TrainState], mend: bool = True
-) -> tuple[TrainState | None, dict[str, Any] | None]:
-    """The state that the run's checkpoint holds, None where the run is finished, and the checkpoint; two times None
-    where there is none. A damaged one is said, and the one before used, which with `mend` takes its place.
+    folder: Path, spec: dict[str, Any], new: Callable[[], TrainState]
+) -> tuple[dict[str, Any] | None, TrainState | None]:
+    """The run's checkpoint and the state in it, see `read_checkpoint`; two times None where there is none. A damaged
+    one is said, and the one before takes its place.
 
     Raises ReadError where files are there but the system does not let them be read, and SaveError.
     """
@@ -306,65 +291,60 @@ def resume(
         if not path.exists():
             continue
         try:
-            stored = read_checkpoint(path, spec)
-            state = None if stored["finished"] else restore(new(), stored, path)
+            stored, state = read_checkpoint(path, spec, new)
         except files.ReadError:
             raise
         except DataError as error:
-            damage.append(str(error))
+            damage.append(error)
             continue
         if damage:
             done = len(stored["history"]["seconds"])
             print(f"{spec['network']}: goes back to the end of epoch {done}, a file cannot be used: {damage[0]}")
-            try:
-                if mend:
-                    path.replace(checkpoint)  # else the damaged one would be kept as the one before
-            except OSError as error:
-                raise files.SaveError(f"{checkpoint}: cannot be written, {error.strerror}") from error
-        return state, stored
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker, where there are no locks
+                files.retry(partial(path.replace, checkpoint), checkpoint)  # else the damaged one would be kept
+        return stored, state
     if damage:
         print(f"{spec['network']}: starts anew, the run before cannot be used: {damage[0]}")
     return None, None
 
 
-def restore(state: TrainState, stored: dict[str, Any], path: Path) -> TrainState:
-    """The state with what a checkpoint holds. Raises DataError where it does not fit."""
-    try:
-        state.load_state_dict(stored["state"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # which say it in many lines
-        raise DataError(f"{path}: does not fit ({type(error).__name__})") from error
-    state.history, state.val_samples, state.best_weights = (
-        stored[name] for name in ("history", "val_samples", "weights")
-    )
-    return state
-
-
 def resume_shorter(
     spec: dict[str, Any], new: Callable[[], TrainState]
-) -> tuple[TrainState | None, dict[str, Any] | None]:
+) -> tuple[dict[str, Any] | None, TrainState | None]:
     """As `resume`, of that run which got furthest of those that differ from this one by fewer epochs alone. One that
-    diverged, or whose weights were dropped, cannot be gone on with."""
-    best: dict[str, Any] | None = None
+    diverged, or whose weights were dropped, holds no state to go on with."""
+    best: tuple[dict[str, Any] | None, TrainState | None] = None, None
     for epochs in range(spec["settings"]["epochs"] - 1, 0, -1):
-        if best and len(best["history"]["seconds"]) >= epochs:
+        furthest = best[1].epoch if best[1] else 0
+        if furthest >= epochs:
             break
         shorter = {**spec, "settings": {**spec["settings"], "epochs": epochs}}
-        path = run_folder(shorter) / CHECKPOINT
-        with contextlib.suppress(DataError):  # there is none, or another process is at it
-            stored = read_checkpoint(path, shorter)
-            done = len(stored["history"]["seconds"])
-            if stored["state"] and (best is None or done > len(best["history"]["seconds"])):
-                best = stored
-    return (restore(new(), best, run_folder(spec)), best) if best else (None, None)
+        with contextlib.suppress(DataError):  # there is none, or it cannot be used
+            stored, state = read_checkpoint(run_folder(shorter) / CHECKPOINT, shorter, new)
+            if state and state.epoch > furthest:
+                best = stored, state
+    return best
 
 
-def read_checkpoint(path: Path, spec: dict[str, Any]) -> dict[str, Any]:
-    """What `save_checkpoint` wrote. Raises DataError where it is damaged, or of another run."""
-    stored = files.load_tensors(path)
-    if not isinstance(stored, dict) or stored.get("spec") != spec:
+def read_checkpoint(
+    path: Path, spec: dict[str, Any], new: Callable[[], TrainState]
+) -> tuple[dict[str, Any], TrainState | None]:
+    """What `save_checkpoint` wrote, and the state that it holds, if any. Raises DataError where the file is missing,
+    damaged, or of another run."""
+    stored, state = files.load_tensors(path), None
+    names = ("spec", "trained_on", "history", "val_samples", "weights", "finished", "state")
+    if not isinstance(stored, dict) or stored.get("spec") != spec or not stored.keys() >= set(names):
         raise DataError(f"{path}: expected a checkpoint of this run, found something else")
-    check_history(stored.get("history"), str(path))
-    return stored
+    check_history(stored["history"], str(path))
+    if stored["state"] is not None:
+        state = new()
+        try:
+            state.load_state_dict(stored["state"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # which say it in many lines
+            raise DataError(f"{path}: does not fit ({type(error).__name__})") from error
+        state.history, state.val_samples = stored["history"], stored["val_samples"]
+        state.best_weights = stored["weights"]
+    return stored, state
 
 
 def check_history(history: Any, where: str) -> None:
@@ -429,14 +409,16 @@ def load_weights(path: str | Path, network: type[nn.Module] | None = None) -> Tr
     path = Path(path)
     stored = files.load_tensors(path)
     try:
-        if "spec" in stored:
+        if "spec" in stored.keys():  # noqa: SIM118  (a list or tensor has none)
+            check_history(stored["history"], str(path))
             stored = {**stored, **stored["spec"], "epoch": best_epoch(stored["history"])}
             stored["validation"] = scores_of(stored["history"], "val")
         name, task, settings, weights = (stored[key] for key in ("network", "task", "settings", "weights"))
-        about = (stored[key] for key in ("source", "epoch", "validation"))
-    except (KeyError, TypeError):
+        about = [stored[key] for key in ("source", "epoch", "validation")]
+    except (AttributeError, KeyError, TypeError):
         raise DataError(f"{path}: expected what save_weights writes, found something else") from None
-    known = [network] if network else models.NETWORKS.get(task, ()) if isinstance(task, str) else ()
+    known = models.NETWORKS.get(task, ()) if isinstance(task, str) else ()
+    known = [network] if network and known else known
     wanted = next((each for each in known if each.__name__ == name), None)
     if wanted is None:
         expected = ", ".join(each.__name__ for each in known) or "a network of one of the tasks"

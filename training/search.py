@@ -1,212 +1,205 @@
 """The search for hyperparameters: Optuna proposes, `fit` trains, the validation mean accuracy decides.
 
-Every worker, on one machine or on several, is the same call of `search` on the same database. Each trial is a run like
-any other, so that a worker that is killed loses nothing: its trial is taken up again, by whoever is free, where its
-run stopped.
+Every worker, on one machine or on several, makes the same call of `search` with the same database. A trial is a run
+like any other: when its worker is killed, paused or cut off, another goes on with it from the run's checkpoint.
 """
 
+import contextlib
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.importance import FanovaImportanceEvaluator
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
-from optuna.trial import TrialState
+import sqlalchemy
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.storages._heartbeat import get_heartbeat_thread
+from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
-from data import Splits
-from training.keys import describe_run, run_folder
+from data import DataError, Splits
 from training.loop import Hooks, NonFiniteLoss, TrainState
-from training.runs import RunInUse, fit
+from training.runs import RunInUse, drop_weights, fit, run_folder, run_spec
 from training.settings import Settings, runs_folder
-from training.study import build_trial
-from training.weights import drop_weights
-from utils import Normalizer
 
-BEAT = 30  # seconds between two signs of life of a worker
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+BEAT = 30  # seconds between a worker's heartbeats; after three times as long without one its trial is free
+RACE, PATIENCE = 10, 300  # seconds to keep trying: to open a database, which others may be creating, and to use it
 WIDEST = {2: 96, 3: 80, 4: 64}  # channels by depth, within 1.5 million parameters
-Propose = Callable[[optuna.Trial], tuple[type[nn.Module], Settings]]
+Int, Float, Choice = IntDistribution, FloatDistribution, CategoricalDistribution
+Log = partial(FloatDistribution, log=True)
 
 
-def propose_own(network: type[nn.Module], own: Settings) -> Propose:
-    """What the search varies of a `GridNetwork` and its recipe, within 1.5 million parameters."""
+class Space(NamedTuple):
+    """What a search varies: some settings of a network's recipe, within ranges."""
 
-    def propose(trial: optuna.Trial) -> tuple[type[nn.Module], Settings]:
-        params = {
-            "depth": trial.suggest_int("depth", 2, 4),
-            "width": trial.suggest_int("width", 48, 96, step=16),
-            "learning_rate": trial.suggest_float("learning_rate", 2e-3, 1.2e-2, log=True),
-            "weight_decay": trial.suggest_float("weight_decay", 1e-2, 0.5, log=True),
-            "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128]),
-            "warm_up": trial.suggest_float("warm_up", 0.1, 0.4),
-            "l1_weight": trial.suggest_float("l1_weight", 1, 10, log=True),
-            "giou_weight": trial.suggest_float("giou_weight", 0.3, 3, log=True),
-            "edge_weight": trial.suggest_float("edge_weight", 0.2, 2, log=True),
-            "class_weight": trial.suggest_float("class_weight", 0.5, 2, log=True),
-            "label_smoothing": trial.suggest_float("label_smoothing", 0, 0.15),
-            "max_shift": trial.suggest_int("max_shift", 4, 16, step=4),
-            "max_stretch": trial.suggest_float("max_stretch", 0, 0.3),
-        }
-        return build_trial(network, own, _as_built(params))
+    ranges: dict[str, BaseDistribution]
+    network: type[nn.Module]
+    recipe: Settings
 
-    return propose
+    @property
+    def by_hand(self) -> dict[str, Any]:
+        """The parameters of the recipe as it is."""
+        return {name: getattr(self.recipe, name) for name in self.ranges}
 
 
-def by_hand(network: type[nn.Module], own: Settings) -> dict[str, Any]:
-    """The parameters that `propose_own` would have to propose for a network and recipe as they are."""
-    names = "learning_rate weight_decay batch_size warm_up l1_weight giou_weight edge_weight class_weight"
-    recipe = {name: getattr(own, name) for name in (*names.split(), "label_smoothing", "max_shift", "max_stretch")}
-    return {"depth": network.depth, "width": network.width, **recipe}
+# Both take a network and its recipe.
+propose_own = partial(Space, {
+    "depth": Int(2, 4), "width": Int(48, 96, step=16), "learning_rate": Log(2e-3, 1.2e-2),
+    "weight_decay": Log(1e-2, 0.5), "batch_size": Choice((32, 64, 128)), "warm_up": Float(0.1, 0.4),
+    "l1_weight": Log(1, 10), "giou_weight": Log(0.3, 3), "edge_weight": Log(0.2, 2), "class_weight": Log(0.5, 2),
+    "label_smoothing": Float(0, 0.15), "max_shift": Int(4, 16, step=4), "max_stretch": Float(0, 0.3),
+})  # fmt: skip
+propose_reference = partial(Space, {
+    "learning_rate": Log(1e-3, 0.2), "momentum": Float(0, 0.95),
+    "batch_size": Choice((16, 32, 64, 128)), "box_weight": Log(1, 100),
+})  # fmt: skip
 
 
-def database() -> str:
-    """The address of the database that the workers share: what the environment variable STUDY_DATABASE holds, such as
-    postgresql+psycopg://user:password@host/name; by default SQLite in the runs folder, for one machine."""
-    folder = runs_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    return os.environ.get("STUDY_DATABASE") or f"sqlite:///{folder / 'study.db'}"
-
-
-def open_study(name: str, url: str, beat: int = BEAT) -> optuna.Study:
-    """The study of that name, which is made where there is none. Raises optuna.exceptions.StorageInternalError where
-    the database cannot be reached."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # `search` tells on its one line
-    wait = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        # A trial whose worker gives no sign of life any more waits for another, with what it has reported.
-        again = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
-        storage = RDBStorage(
-            url, wait, heartbeat_interval=beat, grace_period=3 * beat, heartbeat_stale_trial_callback=again
-        )
-        sampler = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True)
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
-    return optuna.create_study(
-        study_name=name, storage=storage, direction="maximize", load_if_exists=True, sampler=sampler, pruner=pruner
-    )
-
-
-def search(
-    study: optuna.Study,
-    trials: int,
-    propose: Propose,
-    splits: Splits,
-    normal: Normalizer,
-) -> None:
-    """Take part in a study until it has so many finished trials, and tell on one line how it stands.
-
-    propose: gives a trial's network and settings, see `propose_own`. A trial that does worse than half of those before
-    it did in the same epoch ends there, as does one that diverges.
-    """
-
-    def objective(trial: optuna.Trial) -> float:
-        network, settings = propose(trial)
-        reported = set(study.trials[trial.number].intermediate_values)  # by a worker that was killed
-
-        def report(history: dict[str, list[float]]) -> None:
-            for step, value in enumerate(history["val_mean"]):  # its run may have begun in another trial
-                if step not in reported:
-                    trial.report(value, step)
-                    reported.add(step)
-
-        def on_epoch(state: TrainState) -> None:
-            report(state.history)
-            if state.epoch < settings.epochs and trial.should_prune():
-                raise optuna.TrialPruned
-
-        try:
-            run = fit(network, splits, normal, settings, Hooks(on_epoch=on_epoch))
-            report(run.history)
-            if run.diverged:
-                raise optuna.TrialPruned
-        except (optuna.TrialPruned, NonFiniteLoss):
-            shutil.rmtree(run_folder(describe_run(network, splits, normal, settings)), ignore_errors=True)
-            raise optuna.TrialPruned from None
-        except KeyboardInterrupt:
-            study.enqueue_trial(trial.params)  # else it would count as failed
-            raise
-        drop_weights(run.weights)
-        return run.val["mean"]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        while (states := count_states(study))["finished"] < trials:
-            if states["finished"] + states["running"] < trials or states["waiting"]:
-                study.optimize(objective, n_trials=1, catch=RunInUse)  # another has proposed the same
-                print(tell(study, trials))
-            else:
-                time.sleep(1)  # others are busy with the last trials; if one dies, its trial will be waiting
-            fail_stale_trials(study)
-
-
-def count_states(study: optuna.Study) -> dict[str, int]:
-    """How many trials are finished, running and waiting."""
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
-    return {
-        "finished": sum(state in FINISHED for state in states),
-        "running": states.count(TrialState.RUNNING),
-        "waiting": states.count(TrialState.WAITING),
-    }
-
-
-def tell(study: optuna.Study, trials: int) -> str:
-    """How a study stands, on one line."""
-    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    line = f"{study.study_name}: {count_states(study)['finished']} of {trials} trials"
-    if not done:
-        return line
-    best = max(done, key=lambda trial: trial.value)
-    chosen = ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in best.params.items()
-    )
-    return f"{line}, best validation mean {best.value:.4f}: {chosen}"
-
-
-def export(study: optuna.Study) -> dict[str, Any]:
-    """What a study has found, as plain values: its trials, and how much each parameter matters.
-
-    Of each trial its parameters, the validation mean of every epoch, the highest ("mean", None where it was ended
-    early), and by how much it was ahead of the first trial in its last epoch ("ahead", None where it had none). The
-    first is the recipe by hand; measured from it, trials that were ended early say something as well.
-    """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state in FINISHED]
-    # The first may have been taken up again under another number, or be another worker's still.
-    by_hand = next((trial for trial in trials if trial.params == study.trials[0].params), trials[0])
-    trials = [by_hand, *(trial for trial in trials if trial is not by_hand)]
-    rows = []
-    for trial in trials:
-        epochs = [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)]
-        beside = by_hand.intermediate_values.get(len(epochs) - 1)
-        rows.append(
-            {
-                "params": _as_built(trial.params),
-                "epochs": epochs,
-                "mean": trial.value if trial.state == TrialState.COMPLETE else None,
-                "ahead": None if beside is None else epochs[-1] - beside,
-            }
-        )
-    return {"trials": rows, "importance": weigh(trials, [row["ahead"] for row in rows])}
-
-
-def _as_built(params: dict[str, Any]) -> dict[str, Any]:
-    """Parameters with the width that a network of that depth was given."""
+def as_built(params: dict[str, Any]) -> dict[str, Any]:
+    """Proposed parameters with the width that a network of their depth gets."""
     return params | {"width": min(params["width"], WIDEST[params["depth"]])} if "width" in params else params
 
 
-def weigh(trials: Sequence[optuna.trial.FrozenTrial], values: Sequence[float | None]) -> dict[str, float]:
-    """How much each parameter matters for the values of trials, shares of 1 (functional analysis of variance, Hutter
-    et al., 2014); 0 where no two values differ."""
-    study = optuna.create_study()  # in memory: Optuna itself leaves out all trials that were ended early
-    for trial, value in zip(trials, values, strict=True):
-        if value is not None:
-            study.add_trial(optuna.create_trial(params=trial.params, distributions=trial.distributions, value=value))
-    if len({trial.value for trial in study.trials}) < 2:
-        return dict.fromkeys(trials[0].params, 0.0)
-    found = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return {name: float(value) for name, value in found.items()}
+class Storage(optuna.storages.RDBStorage):
+    """Optuna's, in which a heartbeat that fails is skipped, and is not the last."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        with contextlib.suppress(StorageInternalError):
+            super().record_heartbeat(trial_id)
+
+
+def patiently(call: Callable[..., Any], *arguments: Any, seconds: int = PATIENCE) -> Any:
+    """Call what needs the database, again while that fails, and say so on one line. Raises DataError in the end."""
+    end, said = time.monotonic() + seconds, seconds < PATIENCE
+    while True:
+        try:
+            return call(*arguments)
+        except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, AssertionError) as error:
+            while error.__cause__:  # the driver's words are the clearest
+                error = error.__cause__
+            reason = str(error).partition("\n")[0] or "its tables are incomplete"
+        if time.monotonic() > end:
+            raise DataError(f"STUDY_DATABASE: cannot be used, tried for {seconds} seconds: {reason}")
+        if not said:
+            print(f"STUDY_DATABASE: cannot be used, trying again for {seconds} seconds: {reason}", flush=True)
+        said = True
+        time.sleep(0.5)
+
+
+def open_study(name: str, beat: int = BEAT) -> optuna.Study:
+    """The study of that name, created where there is none, in the database that STUDY_DATABASE names, such as
+    postgresql+psycopg://user:password@host/name; by default SQLite in the runs folder, for one machine. Raises
+    DataError, without the password, where the address is wrong or nothing answers."""
+    address = os.environ.get("STUDY_DATABASE") or f"sqlite:///{runs_folder().absolute() / 'study.db'}?timeout=60"
+    try:
+        if "@" in (sqlalchemy.create_engine(address).url.host or ""):
+            raise ValueError
+    except (sqlalchemy.exc.ArgumentError, ImportError, ValueError) as error:
+        wrong = "a bad port, or @ : / in a password for %40 %3A %2F" if isinstance(error, ValueError) else error
+        raise DataError(
+            f"STUDY_DATABASE: expected postgresql+psycopg://user:password@host/name, found: {wrong}"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Heartbeat of storage|The reported value is ignored")
+    again = optuna.storages.RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
+    beats = {"heartbeat_interval": beat, "grace_period": 3 * beat, "heartbeat_stale_trial_callback": again}
+    options = {"study_name": name, "direction": "maximize", "load_if_exists": True}
+    options["sampler"] = optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True)
+    options["pruner"] = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3)
+    address = address.replace("{", "{{").replace("}", "}}")  # Optuna would fill in what is in braces
+    storage = patiently(partial(Storage, address, {"pool_pre_ping": True}, **beats), seconds=RACE)
+    return patiently(partial(optuna.create_study, storage=storage, **options), seconds=RACE)
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """A study's finished trials, of equal ones the last: two workers may have taken up the same trial of a third."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    return list({str(sorted(trial.params.items())): trial for trial in trials}.values())
+
+
+def next_trial(study: optuna.Study, space: Space, wanted: int) -> optuna.Trial | None:
+    """A trial to train, one that waits or a new one; None while others are busy with as many as are wanted."""
+    optuna.storages.fail_stale_trials(study)  # which lets them wait
+    study.enqueue_trial(space.by_hand, skip_if_exists=True)
+    left = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+    running = sum(bool(trial.params) for trial in left)  # one without may have lost its worker before any heartbeat
+    return study.ask() if running < wanted or any(trial.state == TrialState.WAITING for trial in left) else None
+
+
+def search(study: optuna.Study, space: Space, splits: Splits, trials: int, n_train: int | None = None) -> None:
+    """Take part in a study until it has so many finished trials, the recipe by hand among them. `n_train` as in `fit`.
+    Raises DataError where the database stays away."""
+    while len(done := patiently(finished, study)) < trials or space.by_hand not in [trial.params for trial in done]:
+        if trial := patiently(next_trial, study, space, trials - len(done)):
+            print(f"{study.study_name}: {len(done)} of {trials} trials done, trial {trial.number} begins", flush=True)
+            with get_heartbeat_thread(trial._trial_id, study._storage):
+                train_trial(study, trial, space, splits, n_train)
+        else:
+            time.sleep(1)
+
+
+def train_trial(study: optuna.Study, trial: optuna.Trial, space: Space, splits: Splits, n_train: int | None) -> None:
+    """Train a trial to its end, which comes early where it diverges, or does worse than half of those before it did in
+    the same epoch. One that is interrupted waits again; one whose run is being trained elsewhere, or which is another
+    worker's since this one was paused, is left alone."""
+    params = {name: patiently(trial._suggest, name, values) for name, values in space.ranges.items()}
+    settings = replace(space.recipe, **as_built(params))
+
+    def report(history: dict[str, list[float]]) -> bool:
+        for step, value in enumerate(history["val_mean"]):  # some may be new, if the run began in another trial
+            trial.report(value, step)
+        return trial.should_prune()
+
+    def on_epoch(state: TrainState) -> None:
+        if patiently(report, state.history) and state.epoch < settings.epochs:
+            raise optuna.TrialPruned
+
+    try:
+        run = fit(space.network, splits, settings, Hooks(on_epoch=on_epoch), n_train=n_train)
+        patiently(report, run.history)
+        if run.diverged:
+            raise optuna.TrialPruned
+        drop_weights(run.weights)
+        patiently(partial(study.tell, trial, run.val["mean"], skip_if_finished=True))
+    except (optuna.TrialPruned, NonFiniteLoss):
+        shutil.rmtree(run_folder(run_spec(space.network, splits, settings, n_train)), ignore_errors=True)
+        patiently(partial(study.tell, trial, state=TrialState.PRUNED, skip_if_finished=True))
+    except RunInUse:  # not told: without heartbeats it will be waiting
+        print(f"Trial {trial.number} has to wait, another process is training its run", flush=True)
+    except UpdateFinishedTrialError:
+        print(f"Trial {trial.number} is another worker's, this one gave no heartbeat for too long", flush=True)
+    except KeyboardInterrupt:
+        with contextlib.suppress(StorageInternalError, UpdateFinishedTrialError):
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        raise
+
+
+def export(study: optuna.Study, space: Space) -> dict[str, Any]:
+    """What a study has found, as plain values: its trials, the recipe by hand first, and how much each parameter
+    matters for how far they are ahead of it, shares of 1 (functional analysis of variance, Hutter et al., 2014).
+
+    Of each trial its parameters, the validation mean of every epoch, the highest ("mean", None where it ended early),
+    and by how much it was ahead of the recipe by hand after its last epoch ("ahead", None where that had none), which
+    trials that ended early tell as well.
+    """
+    done = sorted(finished(study), key=lambda trial: trial.params != space.by_hand)
+    rows, weighed = [], optuna.create_study()  # in memory: Optuna itself leaves out trials that ended early
+    for trial in done:
+        params, epochs = as_built(trial.params), [value for _, value in sorted(trial.intermediate_values.items())]
+        beside = done[0].intermediate_values.get(len(epochs) - 1)
+        ahead = None if beside is None else epochs[-1] - beside
+        mean = trial.value if trial.state == TrialState.COMPLETE else None
+        rows.append({"params": params, "epochs": epochs, "mean": mean, "ahead": ahead})
+        if ahead is not None:
+            weighed.add_trial(optuna.create_trial(params=params, distributions=space.ranges, value=ahead))
+    shares = dict.fromkeys(space.ranges, 0.0)
+    if len({trial.value for trial in weighed.trials}) > 1:
+        fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        shares = optuna.importance.get_param_importances(weighed, evaluator=fanova)
+    return {"trials": rows, "importance": {name: float(share) for name, share in shares.items()}}

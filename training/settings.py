@@ -2,13 +2,13 @@
 
 import os
 import tempfile
-import textwrap
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from data import FULL
+import models
+from data import FULL, DataError
 from data.files import SaveError
 
 NAMES = {"loc": "localization", "det": "detection"}
@@ -87,32 +87,6 @@ OWN = Settings(
 )
 
 
-def describe(settings: Settings) -> str:
-    """The settings in words: what every recipe has, then what this one adds, in lines that a notebook shows whole."""
-    names = {"sgd": "SGD", "adamw": "AdamW", "mse": "squared errors", "giou": "L1 and GIoU"}
-    if settings.optimizer == "sgd":
-        extra = f"momentum {settings.momentum:g}" + f", weight decay {settings.weight_decay:g}" * (
-            settings.weight_decay > 0
-        )
-    else:
-        extra = f"weight decay {settings.weight_decay:g}"
-    line = (
-        f"{names[settings.optimizer]}, learning rate {settings.learning_rate:g}, {extra}, batches of "
-        f"{settings.batch_size}, {settings.epochs} epochs, seed {settings.seed}; "
-        f"box loss: {names[settings.box_loss]}"
-    )
-    added = {
-        "images in the same order in every epoch": not settings.shuffle,
-        "one cycle of the learning rate": settings.one_cycle,
-        "edges rounded to whole pixels": settings.round_edges,
-        f"images shifted by up to {settings.max_shift} pixels": settings.max_shift,
-        f"stretched by up to {settings.max_stretch:.0%}": settings.max_stretch,
-        f"class labels smoothed by {settings.label_smoothing:g}": settings.label_smoothing,
-    }
-    lines = [line, ", ".join(name for name, there in added.items() if there)]
-    return "\n".join(part for each in lines for part in textwrap.wrap(each, 118))
-
-
 @dataclass(frozen=True)
 class Profile:
     """How much is done: which images, and with which settings."""
@@ -122,12 +96,11 @@ class Profile:
     sizes: dict[str, tuple[int, int, int]]  # task -> how many training, validation and test images
     settings: Settings  # for the reference's networks
     own: Settings  # for this project's
-    trains: bool = True  # or reads what was published
+    published: tuple[str, ...] = ()  # networks whose published run is read, and not trained
     publishable: bool = False  # whether `--store` takes its figures, histories and weights for the submission's
-    # At most so many training images, or epochs, for a network that would take hours of a CPU: FloNet2 works with up
-    # to 100 channels at full size, fifty times the arithmetic of SimpleNet2.
+    # At most so many training images for a network that would take hours of a CPU: FloNet2 has up to 100 channels at
+    # full size, fifty times the arithmetic of SimpleNet2.
     caps: dict[str, int] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
 
     def outcome_folder(self, name: str) -> Path:
         """Where "figures", "histories" or "weights" go: to one among the runs, so that trying the notebooks out never
@@ -149,12 +122,12 @@ PROFILES = {
         ),
         Profile(
             "long",
-            "all images, 60 epochs, ours 40, FloNet2 12: for a CPU with a night",
+            "all images, 60 epochs, ours 40, FloNet2 as published: for a CPU with a night",
             FULL,
             REFERENCE,
             OWN,
             publishable=True,
-            epochs={"FloNet2": 12},
+            published=("FloNet2",),
         ),
         # Momentum and small batches, because so few steps of plain SGD leave the networks where they started.
         Profile(
@@ -171,7 +144,7 @@ PROFILES = {
             FULL,
             REFERENCE,
             OWN,
-            trains=False,
+            published=tuple(network.__name__ for networks in models.NETWORKS.values() for network in networks),
             publishable=True,
         ),
         Profile(
@@ -190,7 +163,7 @@ def choose_profile() -> Profile:
     """The profile that the environment variable PROFILE names; else full on a CUDA GPU and quick without one."""
     name = os.environ.get("PROFILE") or ("full" if torch.cuda.is_available() else "quick")
     if name not in PROFILES:
-        raise ValueError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {name!r}")
+        raise DataError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {name!r}")
     return PROFILES[name]
 
 

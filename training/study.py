@@ -13,7 +13,7 @@ from torch import nn
 
 import models
 import utils
-from data import Splits, files
+from data import DataError, Splits, files
 from training import analysis
 from training.progress import Progress
 from training.results import best_trials, published_search, summarize
@@ -189,19 +189,22 @@ def read_rows(task: str, study: str) -> list[dict[str, Any]]:
 
 
 def split_rows(task: str, study: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict], list[dict]]:
-    """Rows in the plan's order, and those that are not the plan's any more: of another id, seed, network or setting."""
-    by_name = {(row["id"], row["seed"]): row for row in rows}
+    """Rows in the plan's order, and those that are not the plan's any more: of another id, seed, network or setting,
+    or of another part of the images. Raises DataError where they are no rows."""
     planned = {(trial.id, seed): trial for trial in PLANS[study](task) for seed in trial.seeds}
 
     def fits(name: tuple[str, int], row: dict[str, Any]) -> bool:
-        trial = planned.get(name)
-        return trial is not None and (row["network"], row["settings"]) == (
-            trial.network.__name__,
-            asdict(replace(trial.settings, seed=name[1])),
-        )
+        trial = planned[name]
+        settings, n_train = asdict(replace(trial.settings, seed=name[1])), trial.n_train or row["n_train"]
+        return (row["network"], row["settings"], row["n_train"]) == (trial.network.__name__, settings, n_train)
 
-    kept = [by_name[name] for name in planned if name in by_name and fits(name, by_name[name])]
-    return kept, [row for name, row in by_name.items() if not fits(name, row)]
+    try:
+        by_name = {(row["id"], row["seed"]): row for row in rows}  # of two with one name the last
+        fitting = {name for name, row in by_name.items() if name in planned and fits(name, row)}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{STUDIES}: expected rows of the study {study}, found something else") from error
+    kept = [by_name[name] for name in planned if name in fitting]
+    return kept, [row for name, row in by_name.items() if name not in fitting]
 
 
 def missing(task: str, study: str) -> list[tuple[Trial, int]]:
@@ -220,8 +223,7 @@ def write_row(task: str, study: str, row: dict[str, Any]) -> None:
     with files.lock(STUDIES, 60):  # others may be writing
         studies = files.load_json(STUDIES)
         rows = studies.setdefault(task, {}).get(study, [])
-        others = [each for each in rows if (each["id"], each["seed"]) != (row["id"], row["seed"])]
-        studies[task][study], dropped = split_rows(task, study, [*others, row])
+        studies[task][study], dropped = split_rows(task, study, [*rows, row])
         for each in dropped:
             print(f"{study}, {task}: {each['id']}, seed {each['seed']} is not the plan's any more and is dropped")
         files.save_json(STUDIES, studies)

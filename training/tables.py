@@ -1,12 +1,15 @@
-"""The tables of a task's results and of its studies, in Markdown."""
+"""What a notebook shows in Markdown: tables of results and studies, and source."""
 
-from collections.abc import Sequence
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import models
 from training.results import BASELINES, PUBLISHED, best_trials, loss_ends, published_curves, published_results
 from training.runs import Run
-from training.settings import PROFILES
+from training.settings import PROFILES, Settings
 from training.study import PLANS, read_rows
 
 
@@ -65,25 +68,6 @@ def compare_runs(runs: Sequence[Run], best: Run) -> str:
     return markdown_table((*header, "IoU", "IoU, a miss as 0", "mean"), rows)
 
 
-def training_table(results: dict[str, Any]) -> str:
-    """How every network of a task was trained, how long that took, and what came of it, as a Markdown table."""
-    rows = [
-        (
-            f"**{name}**" if name == results["selected"] else name,
-            run["parameters"],
-            run["n_train"],
-            f"{run['epochs']}{ending(run)}" if ending(run) else run["epochs"],
-            f"{run['seconds'] / 60:.1f}",
-            run["val"]["accuracy"],
-            run["val"]["iou"],
-            run["val"]["mean"],
-        )
-        for name, run in results["networks"].items()
-    ]
-    header = ("network", "parameters", "training images", "epochs", "minutes", "validation accuracy", "IoU", "mean")
-    return markdown_table(header, rows)
-
-
 def fit_table(runs: Sequence[Run], fits: dict[str, dict[str, float]]) -> str:
     """How well networks fit their training images, as a Markdown table. Both splits are scored alike, after the best
     epoch; of the losses in the history the table says how they have changed since validation loss was lowest.
@@ -112,37 +96,41 @@ def fit_table(runs: Sequence[Run], fits: dict[str, dict[str, float]]) -> str:
     return markdown_table(header, rows)
 
 
-def print_scores(run: Run, test: dict[str, float]) -> None:
-    """The block that ends both notebooks' story: the chosen network and its scores on the test set."""
-    lines = [
-        ("network", run.name),
-        ("epoch", run.best_epoch),
-        ("validation mean accuracy", run.val["mean"]),
-        ("test: detection & class accuracy", test["accuracy"]),
-        ("test: box accuracy (IoU)", test["iou"]),
-        ("test: mean accuracy", test["mean"]),
-        ("test: accuracy where there is a digit", test["digit_accuracy"]),
-        ("test: IoU, a missed digit as 0", test["iou_all"]),
+def settings_table(recipes: dict[str, Settings]) -> str:
+    """Recipes side by side, by their names: those settings in which one of them differs from the defaults, and the
+    epochs, the rate and the batch."""
+    columns = {name: asdict(each) for name, each in recipes.items()}
+    always = ("epochs", "batch_size", "learning_rate", "optimizer", "box_loss")
+    default = asdict(Settings())
+    names = [
+        name for name in default if name in always or any(each[name] != default[name] for each in columns.values())
     ]
-    names = {"map": "mAP@[.50:.95]", "map50": "mAP@.50", "map75": "mAP@.75"}
-    for name, value in test.items():
-        if name.startswith("map"):
-            lines.append((f"test: {names.get(name, f'AP@[.50:.95] of class {name[-1]}')}", value))
-    for name, value in lines:
-        print(f"{name:40s}{value:.4f}" if isinstance(value, float) else f"{name:40s}{value}")
+    rows = [(name.replace("_", " "), *(str(each[name]) for each in columns.values())) for name in names]
+    return markdown_table(("setting", *columns), rows)
 
 
 def headline(task: str, results: dict[str, Any]) -> str:
-    """The result in a few lines of Markdown: the table, and how large a run it comes from."""
+    """The result in four rows of Markdown, the selected network, the reference's best one here and as published, and
+    bright patches; and how large a run they come from."""
+    names, chosen = ("accuracy", "iou", "mean", "map"), results["selected"]
+    reference = [each.__name__ for each in models.REFERENCE[task] if each.__name__ in results["others"]]
+    best = max(reference, key=lambda name: results["networks"][name]["val"]["mean"], default=None)
+    rows = [(f"**{chosen}**", *(results["test"][name] for name in names))]
+    if best:
+        rows.append((f"the reference's {best}, here", *(results["others"][best][name] for name in names)))
+    said, *published = PUBLISHED[task][0]
+    rows.append((said, *published, ""))
+    rows.append(("bright patches", *(results["baselines"]["bright"][name] for name in names)))
     source = {
         "course": "the course's files",
-        "mnist": "images made from MNIST",
-        "digits": "images made from scikit-learn's digits",
+        "mnist": "images generated from MNIST",
+        "digits": "images generated from scikit-learn's digits",
     }
     said = f"Profile `{results['profile']}` on {source[results['source']]}, {devices(results)}."
     if shorter := trained_less(task, results):
         said += f" Less than in the full run: {', '.join(shorter)}."
-    return f"{results_table(task, results)}\n\n{said}"
+    table = markdown_table(("test set", "accuracy", "IoU", "mean", "mAP@[.50:.95]"), rows)
+    return f"{table}\n\n{said}"
 
 
 def devices(results: dict[str, Any]) -> str:
@@ -167,7 +155,7 @@ def trained_less(task: str, results: dict[str, Any]) -> list[str]:
         run = results["networks"].get(network.__name__)
         asked = run["settings"]["epochs"] if run else epochs
         if run and (asked < epochs or run["n_train"] < full.sizes[task][0]):
-            said.append(f"{network.__name__} ({asked} of {epochs} epochs, {run['images']:,} images)")
+            said.append(f"{network.__name__} ({asked} of {epochs} epochs, {run['n_train']:,} images)")
     return said
 
 
@@ -185,6 +173,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     sides = ["---:" if rows and isinstance(value, (int, float)) else "---" for value in (rows[0] if rows else header)]
     lines = [header, sides, *([cell(value) for value in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source_of(*pieces: Callable) -> str:
+    """The source of functions, methods and classes, as a block of code in Markdown."""
+    return "```python\n" + "\n\n".join(textwrap.dedent(inspect.getsource(piece)) for piece in pieces) + "```"
 
 
 # ---------------------------------------------------------------------------------------------- studies
@@ -340,9 +333,11 @@ def failure_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
     return filled_table((*header, "its class read over all channels"), lines)
 
 
-def search_table(search: dict[str, Any]) -> str:
+def search_table(search: dict[str, Any] | None) -> str:
     """The recipe set by hand and the best that a search found: validation mean and parameters, a column each. `search`
     as search.json holds it, its first trial the one by hand."""
+    if search is None:
+        return "*Not part of the published run: `python scripts/search.py` makes it.*"
     by_hand, best = search["trials"][0], best_trials(search)
 
     def column(trial: dict[str, Any]) -> list[str]:

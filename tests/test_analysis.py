@@ -1,0 +1,141 @@
+"""What networks get wrong, measured on errors that were made on purpose, and what they are set beside."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import CELL, LOC, both_tasks, det_labels, digits, perfect_outputs
+
+import utils
+from data import Split
+from data.labels import GRID, NO_DIGIT, lists_to_grid
+from training import analysis
+from training.analysis import BrightPatches
+
+
+def test_failures_are_named_counted_and_picked():
+    labels = torch.tensor([(*LOC[:5], class_id) for class_id in (3, 3, 5, 3)] + [NO_DIGIT] * 2)
+    outputs = perfect_outputs(labels)
+    outputs[1, 5:] = outputs[1, 5:].roll(1)  # 3 is taken for 4
+    outputs[2, 0] = -5.0  # 5 is missed
+    outputs[3, 1] = 0.65  # by three quarters of its width: 1/4 in common of 7/4, IoU 1/7
+    outputs[4, 0], outputs[4, 5] = 5.0, 9.0  # false positive, a 0
+    notes, matches = utils.draw_notes(outputs, labels), utils.match(outputs, labels)
+    expected = ["IoU 1.00", "wrong class, IoU 1.00", "missed", "IoU 0.14", "false positive", "none, right"]
+    assert [note.replace("\N{NO-BREAK SPACE}", " ") for note in notes] == expected
+    kinds = {name: kind.nonzero().flatten().tolist() for name, kind in analysis.failures(matches).items()}
+    assert kinds == {"missed": [2], "false positive": [4], "wrong class": [1], "poor box": [3]}
+    assert analysis.pick_failures(matches, 6, 4).tolist() == [2, 4, 1, 3]
+    # Where there are too few failures, the poorest boxes; never an image without a digit that is detected.
+    assert sorted(analysis.pick_failures(matches, 6, 12).tolist()) == [0, 1, 2, 3, 4]
+    matrix = analysis.confusion(matches, 10)
+    counts = {(3, 3): 2, (3, 4): 1, (5, 10): 1, (10, 0): 1, (10, 10): 1}
+    assert {tuple(cell): int(matrix[tuple(cell)]) for cell in matrix.nonzero().tolist()} == counts
+    said = "missed digits: 1 of 4; false positives: 1 of 2 without a digit\n3 taken for 4: 1 of 3"
+    assert analysis.describe_confusion(matrix) == said
+    found = [list(row.values()) for row in analysis.per_class(matches, 10)]
+    assert found[3] == ["3", 3, pytest.approx(2 / 3), 1, pytest.approx((1 + 1 + 1 / 7) / 3)]
+    assert [found[5], found[10]] == [["5", 1, 0, 0, None], ["none", 2, 0.5, 0.5, None]]
+
+
+def test_examples_are_the_first_of_each_kind_and_each_once():
+    labels = torch.tensor([*((*LOC[:5], class_id) for class_id in (5, 3, 3, 3)), NO_DIGIT])
+    outputs, grid = perfect_outputs(labels), det_labels({(0, 0): (*CELL[:5], 0), (1, 2): CELL}, *[{(0, 1): CELL}] * 3)
+    assert analysis.pick_examples(labels, 2).tolist() == [1, 2, 0, 4]
+    assert analysis.pick_examples(grid, 2).tolist() == [0, 1, 2]
+    assert analysis.pick_by_count(grid, 2).tolist() == [1, 2, 0]
+    outputs[1, 5:], outputs[2:4, 5:] = outputs[1, 5:].roll(-1), outputs[2:4, 5:].roll(1, 1)
+    chosen, said = analysis.pick_confused(utils.match(outputs, labels))
+    assert (chosen.tolist(), said) == ([2, 3, 1], ["3 taken for 4", "3 taken for 2"])
+
+
+@pytest.mark.parametrize(("labels", "columns"), [(torch.tensor([LOC, NO_DIGIT]), 1), (det_labels({(1, 2): CELL}), 3)])
+def test_edges_are_compared_in_pixels_where_a_digit_is_detected(labels, columns):
+    outputs = perfect_outputs(labels)
+    outputs[:, 1] += columns / 60  # a pixel to the right
+    outputs[:, 4] += (columns + 1) / 2 * 2 / 48  # a pixel more at the top and at the bottom
+    expected = torch.tensor([[1.0, -1, 1, 1]])
+    torch.testing.assert_close(analysis.edge_errors(outputs, labels), expected, rtol=0, atol=1e-4)
+    assert analysis.edge_errors(outputs - 40, labels).shape == (0, 4)
+    found = analysis.edge_rows(torch.tensor([[0.0, 1, 2, 3], [0.0, 0, -1, 5]]))  # within 0, 1 and 2 pixels; the mean
+    assert (found[0], found[2]) == (("left", 1.0, 1.0, 1.0, 0.0), ("right", 0.0, 0.5, 1.0, 1.5))
+    assert found[4] == ("all", 3 / 8, 5 / 8, 6 / 8, 1.5)
+    for shift, whole in ((0, True), (0.005, False)):  # of 60 pixels, or of a cell's 20
+        assert analysis.on_whole_pixels(labels + torch.tensor((0, shift, 0, 0, 0, 0))) == whole
+
+
+def test_digits_are_counted_by_their_distance_to_a_border():
+    labels = det_labels({(0, 1): (1, 0.025, 0.5, 0.6, 1, 1), (1, 2): CELL})  # half a pixel right of a border; far away
+    outputs = perfect_outputs(labels)
+    outputs[0, 0, 0, 1] = outputs[0, 5, 1, 2] = -9  # the one missed, the other taken for a 0
+    outputs[0, :, 0, 0] = torch.tensor([9, 0.95, 0.5, 0.6, 1, 9])  # false positive, a pixel left of the border
+    rows = {name: counts for name, *counts in analysis.border_rows(outputs, labels)}
+    assert rows["0.5 to below 1 pixels"] == [1, 1, 0, "100.00%", 0]
+    assert rows["4 pixels or more"] == [1, 0, 1, "100.00%", 0]
+    assert rows["1 to below 2 pixels"] == [0, 0, 0, "0.00%", 1]
+    centres = torch.arange(24, 97) / 2  # 12 to 48 pixels; whole half pixels, though fractions are not exact
+    labels = lists_to_grid([torch.tensor([[1, x / 60, 11.5 / 48, 0.2, 0.25, 0]]) for x in centres])
+    found = analysis.border_distances(labels)[labels[..., 0].flatten() == 1]
+    assert found.tolist() == [min(abs(x - 20), abs(x - 40), 12.5) for x in centres.tolist()]
+
+
+def test_digits_whose_ink_is_in_pieces_are_counted_apart():
+    labels = torch.tensor([LOC, LOC, LOC, NO_DIGIT])
+    outputs = perfect_outputs(labels)
+    outputs[0, 1] += 8 / 60  # 4 of 20 columns are in both, and both upright edges are off, the left one inwards
+    outputs[1, 0] = -9  # missed
+    split = Split(torch.zeros(4, 1, 48, 60), labels, pieces=torch.tensor([2, 2, 1, 0]))
+    whole, several = analysis.piece_rows(outputs, split)
+    assert whole == ("one piece", 1, "100.00%", pytest.approx(1, abs=1e-4), 0, 0, 0)
+    assert several == ("several pieces", 2, "50.00%", pytest.approx(0.2, abs=1e-4), 1, 2, 1)
+    assert len(analysis.piece_rows(outputs[2:], split[2:])) == 1
+    assert not analysis.piece_rows(outputs, replace(split, pieces=None))
+
+
+def test_scores_are_set_beside_what_is_right_and_have_the_interval_of_images_drawn_anew():
+    labels = torch.tensor([LOC] * 400)
+    outputs = perfect_outputs(labels)
+    outputs[:, 0] = torch.logit(torch.tensor([0.25] * 100 + [0.75] * 300))  # a quarter is missed
+    found, half = analysis.bootstrap(outputs, labels), 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert found["accuracy"] == pytest.approx([0.75 - half, 0.75 + half], abs=0.003)  # of 90 % it would be 0.007 less
+    assert found["iou"] == pytest.approx([1, 1], abs=1e-5)
+    for name, total, share in (("iou_all", 0, 1), ("digit_accuracy", 0, 1), ("mean", 1, 2)):
+        assert found[name] == pytest.approx([(total + each) / share for each in found["accuracy"]], abs=1e-5)
+    outputs[300:, 5:] = outputs[300:, 5:].roll(1, 1)
+    assert analysis.calibration(outputs, labels) == [(pytest.approx(0.75, abs=0.01), pytest.approx(2 / 3), 300)]
+
+
+# ---------------------------------------------------------------------------------------------- baselines
+
+
+@pytest.mark.parametrize("grow", [0, 1])
+def test_bright_patches_by_hand(grow):
+    """The largest is the digit; in detection a ring is a 0, a bar a 1, and a speck nothing."""
+    loc, det = (Split(torch.zeros(1, 1, 48, 60), torch.tensor(NO_DIGIT).repeat(1, *GRID[task], 1)) for task in GRID)
+    patches = BrightPatches(threshold=250, least=10, grow=grow, class_id=7)
+    loc.images[0, 0, 10:20, 20:36] = loc.images[0, 0, 30:34, 50:55] = 1.0
+    loc.images[0, 0, :5, :50] = 0.9  # larger, but not bright enough
+    (found,) = patches.outputs(loc)
+    assert (found[0] > 0, found[5:].argmax()) == (True, 7)
+    assert found[1:5].tolist() == pytest.approx([27.5 / 60, 14.5 / 48, (15 + 2 * grow) / 60, (9 + 2 * grow) / 48])
+    image = det.images[0, 0]
+    image[5:15, 5:15] = image[30:44, 48:51] = image[4:7, 30:33] = 1.0
+    image[8:12, 8:12] = 0.0
+    (found,) = patches.outputs(det)
+    assert (found[0] > 0).nonzero().tolist() == [[0, 0], [1, 2]]
+    assert (found[5, 0, 0] < 0, found[5, 1, 2] > 0) == (True, True)
+    assert found[1:5, 0, 0].tolist() == pytest.approx([9.5 / 20, 9.5 / 24, (9 + 2 * grow) / 20, (9 + 2 * grow) / 24])
+
+
+@both_tasks
+def test_baselines_have_a_network_s_layout_and_all_visible_ink_is_right(task):
+    train, val = digits(task).train, digits(task).val
+    val = replace(val, visible=val.labels)
+    each = analysis.trivial_outputs(train, val), BrightPatches.fit(train).outputs(val), analysis.visible_outputs(val)
+    assert {tuple(outputs.shape[1:]) for outputs in each} == {(15,) if task == "loc" else (6, 2, 3)}
+    means = [utils.score(outputs, val.labels)["mean"] for outputs in each]
+    assert means == [*sorted(means[:2]), pytest.approx(1)]
+    rows = torch.tensor([(1, 0.2, 0.3, 0.1, 0.2, 3), (1, 0.4, 0.5, 0.3, 0.4, 3), (1, 0.6, 0.7, 0.2, 0.3, 5), NO_DIGIT])
+    (found,) = analysis.trivial_outputs(Split(torch.zeros(4, 1, 48, 60), rows), digits("loc").val[:1])
+    assert (found[0] > 0, found[5:].argmax()) == (True, 3)  # the commonest class, in the mean box
+    assert found[1:5].tolist() == pytest.approx([0.4, 0.5, 0.2, 0.3])
