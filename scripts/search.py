@@ -39,7 +39,7 @@ def take_part(name: str, trials: int) -> None:
         space, name = search.propose_own(network, replace(training.OWN, epochs=EPOCHS)), task
     else:
         space = search.propose_reference(network, replace(training.REFERENCE, epochs=EPOCHS))
-    study = search.open_study(f"{training.NAMES.get(name, name)} {IMAGES} {EPOCHS}", space.by_hand)
+    study = search.open_study(f"{training.NAMES.get(name, name)} {IMAGES} {EPOCHS}")
     splits = data.load(task)
     search.search(study, space, splits, trials, IMAGES)
     results = {"images": min(IMAGES, len(splits.train)), "epochs": EPOCHS, **search.export(study, space)}

@@ -1,6 +1,8 @@
 """What the tests of training and of faults share: tiny networks, short runs, and processes that get killed."""
 
+import contextlib
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +15,6 @@ from training import Hooks, Settings, runs
 SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7)
 # All that a run can hold: the optimizer's two means of every weight, a schedule, bounded boxes; and bfloat16.
 RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)
-LONG = replace(SHORT, epochs=8, batch_size=8)
 CPU = torch.device("cpu")
 
 
@@ -76,9 +77,7 @@ def assert_same_run(run, other):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def fit_long(sets, folder, hooks=None):
-    """The run that processes get killed in."""
-    return fit(sets, folder, "loc", LONG, models.SimpleNet, hooks)
+fit_long = partial(fit, settings=replace(SHORT, epochs=8, batch_size=8), network=models.SimpleNet)  # for killing in
 
 
 def _train(sets, folder, pipe, prepare):
@@ -86,7 +85,7 @@ def _train(sets, folder, pipe, prepare):
     torch.cuda.is_available = lambda: False
     prepare()
     pipe.send(0)
-    fit_long(sets, folder, Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
+    fit_long(sets, folder, hooks=Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
 
 
 def start(processes, sets, folder, prepare=int):
@@ -101,10 +100,8 @@ def start(processes, sets, folder, prepare=int):
 def epochs_until(wanted, pipe):
     """The numbers that a process tells until the wanted one, or until it is dead."""
     numbers = []
-    while wanted not in numbers:
-        assert pipe.poll(120), "no sign of life"
-        try:
+    with contextlib.suppress(EOFError):
+        while wanted not in numbers:
+            assert pipe.poll(120), "no sign of life"
             numbers.append(pipe.recv())
-        except EOFError:
-            break
     return numbers

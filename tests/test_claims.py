@@ -373,10 +373,10 @@ CLAIMS = [
         TEN["examined"]["reference_mean_ten"], 0.712, 3)),
     ("det", "the published training loss is the same then, 0.054, but the mean 0.600", near(TEN["curves"]["train_loss"][12], 0.054, 3) and [round(
         results.published_curves("FloNet2")[name][12], 3) for name in ("train_loss", "val_mean")] == [0.054, 0.600]),
-    ("det", "1.1 % are wrong on the first and 0.9 % on the second", (
-        wrong("det", "CompactNet2", "fit"), wrong("det", "CompactNet2", "val")) == (1.1, 0.9)),
-    ("det", "an IoU of 0.931 against 0.922",
-        near(fit("det", "CompactNet2", "fit"), 0.931, 3) and near(fit("det", "CompactNet2", "val"), 0.922, 3)),
+    ("det", "1.1 % are wrong on either", (
+        wrong("det", "CompactNet2", "fit"), wrong("det", "CompactNet2", "val")) == (1.1, 1.1)),
+    ("det", "an IoU of 0.931 against 0.923",
+        near(fit("det", "CompactNet2", "fit"), 0.931, 3) and near(fit("det", "CompactNet2", "val"), 0.923, 3)),
     ("det", "cost most, 0.008 and 0.006 of the mean", (round(-change("det", SGD), 3), round(-change("det", CONSTANT), 3)) == (0.008, 0.006)),
     ("det", "images that are not moved, 0.003 and 0.002", (round(-change("det", NO_EDGES), 3), round(-change("det", "no_shift"), 3)) == (0.003, 0.002)),
     ("det", "are worth 0.001; without the latter 65 digits are missed instead of 38", all(
@@ -412,13 +412,13 @@ CLAIMS = [
         round(best - rows("det", "failure", f"ten_{order}")[0]["val"]["mean"], 3) for best, order in (
             (rows("det", "failure", "six_shuffled")[0]["val"]["mean"], "shuffled"), (FIRST_20, "unshuffled"))] == [0.013, 0.001] and near(FIRST_20, 0.810, 3)),
     ("det", "of the 6,345 test digits two are taken for the other", "wrong class       2 cells" in PRINTED["det"] and sum(row["count"] for row in digits("det")) == 6345),
-    ("det", "AdamW and the schedule are worth 0.003 each, with every seed", all(
-        near(at_length("det", name), 0.003, 3) and clear("det", name, "full_length") for name in (SGD, CONSTANT))),
-    ("det", "cross-entropy is worth 0.001 of the mean, and more where the mean does not look: without it 50 digits are missed instead of 35", near(at_length("det", NO_EDGES), 0.001, 3)
-        and [round(mean_of(each, "missed", "examined")) for each in LONG] == [50, 35]),
+    ("det", "AdamW is worth 0.003 and the schedule 0.004, with every seed", all(
+        near(at_length("det", name), brought, 3) and clear("det", name, "full_length") for name, brought in ((SGD, 0.003), (CONSTANT, 0.004)))),
+    ("det", "cross-entropy is worth 0.001 of the mean, and more where the mean does not look: without it 50 digits are missed instead of 36", near(at_length("det", NO_EDGES), 0.001, 3)
+        and [round(mean_of(each, "missed", "examined")) for each in LONG] == [50, 36]),
     ("det", "and mAP is 0.019 lower", near(precise(LONG[1]) - precise(LONG[0]), 0.019, 3)),
     ("det", "is worth 0.024 of mAP with it, and 0.009 without", [round(precise(each) - precise(each, "map_unranked"), 3) for each in LONG] == [0.009, 0.024]),
-    ("det", "of the recipe by hand: by 0.0007 on average over three seeds, each of them ahead of all of ours, and with a third fewer weights", near(at_length("det", FOUND), -0.0007, 4)
+    ("det", "of the recipe by hand: by 0.0006 on average over three seeds, each of them ahead of all of ours, and with a third fewer weights", near(at_length("det", FOUND), -0.0006, 4)
         and len(means("det", "full_length", FOUND)) == 3 and min(means("det", "full_length", FOUND)) > max(SEEDS["det"])
         and 0.63 < rows("det", "full_length", FOUND)[0]["parameters"] / LONG[1][0]["parameters"] < 0.68),
     ("det", "by up to sixteen pixels where ours moves them by eight, and hardly stretches them or smooths their labels", all(
@@ -430,17 +430,17 @@ CLAIMS = [
         for each in (searched("loc"), rows("loc", "seeds"))] == [[1.9, 2.2], [1.5, 1.7]]),
     ("loc", "They move images by no more than four pixels and hardly stretch them", all(
         row["settings"]["max_shift"] == 4 and row["settings"]["max_stretch"] < 0.06 for row in searched("loc"))),
-    ("loc", "which moves images by up to sixteen pixels, is ahead at full length, by 0.0007", near(at_length("det", FOUND), -0.0007, 4)),
+    ("loc", "which moves images by up to sixteen pixels, is ahead at full length, by 0.0006", near(at_length("det", FOUND), -0.0006, 4)),
     ("det", "After one epoch CompactNet2 is already better than any other network at its best", ahead("det", "CompactNet2")),
     ("det", "with an IoU of 0.79, 0.73 and 0.68 against 0.92", [round(fit("det", name, "val"), 2) for name in (
         "SkreNet2", "SimpleNet2", "FloNet2", "CompactNet2")] == [0.79, 0.73, 0.68, 0.92]),
-    ("det", "finds and names 99.0 % of the digits", round(100 * found("det")["test"]["digit_accuracy"], 1) == 99.0),
+    ("det", "finds and names 98.9 % of the digits", round(100 * found("det")["test"]["digit_accuracy"], 1) == 98.9),
     ("det", "Its boxes are 0.002 short of the oracle's",
         round(found("det")["baselines"]["visible"]["iou"] - found("det")["test"]["iou"], 3) == 0.002),
     ("det", "names 1.7 % of its digits wrongly", near(100 * (1 - found("loc")["test"]["digit_accuracy"]), 1.7, 1)),
     ("det", "and its mAP is higher", found("det")["test"]["map"] > found("det")["baselines"]["visible"]["map"]),
-    ("det", "Three seeds are within 0.0002 of each other", apart("det") < 0.0002 < interval("det")),
-    ("det", "worth 0.019 of IoU", rounding("det") == 0.019),
+    ("det", "Three seeds are within 0.0004 of each other", apart("det") < 0.0004 < interval("det")),
+    ("det", "worth 0.017 of IoU", rounding("det") == 0.017),
     ("det", "SkreNet2 has a mean of 0.89 here and 0.83 as published", near(found("det")["others"]["SkreNet2"]["mean"], 0.89)
         and near(results.PUBLISHED["det"][0][3], 0.83)),
     ("det", "are above both in the mean, by their boxes, though they find and name fewer digits", all(
@@ -448,19 +448,19 @@ CLAIMS = [
         for score, above in (("mean", True), ("iou", True), ("digit_accuracy", False)))),
     ("det", "have fallen far at 0.75 already", all(
         scores["map50"] - scores["map75"] > 0.3 for scores in found("det")["others"].values())),
-    ("det", "Three edges in four are right to the pixel", round(found("det")["edges"][4][1], 2) in (0.75, 0.76)),
+    ("det", "About three edges in four are right to the pixel", 0.74 < found("det")["edges"][4][1] < 0.77),
     ("det", "Left and right edges are a little worse than top and bottom",
         max(found("det")["edges"][each][1] for each in (0, 2)) < min(found("det")["edges"][each][1] for each in (1, 3))),
-    ("det", "Of the 63 missed digits 60 have their centre within two pixels of a border, of the 140 false positives 136, and none of either is further than four", [
-        [sum(row[column] for row in found("det")["borders"][:most]) for most in (5, 3, 4)] for column in (2, 5)] == [[63, 60, 63], [140, 136, 140]]),
-    ("det", "The 192 digits in several pieces, 3 % of all, have 14 of the 16 boxes with an IoU below one half and 61 of the 72 edges that are off by three pixels or more, each of the 61 too far in", pieces("det") == [
-        (192, 6345), (14, 16), (61, 72), (61, 69)]),
-    ("det", "costs 1/101, or 0.0099. Zeros lose that and no more, ones another 0.002", all(
-        f"average precision at an IoU of 0.50, {name}: {1 - 1 / 101 - more:.4f}" in PRINTED["det"] for name, more in (("zeros", 0), ("ones", 0.0022)))),
+    ("det", "Of the 68 missed digits 65 have their centre within two pixels of a border, and of the 141 false positives 136", [
+        [sum(row[column] for row in found("det")["borders"][:most]) for most in (5, 3)] for column in (2, 5)] == [[68, 65], [141, 136]]),
+    ("det", "The 192 digits in several pieces, 3 % of all, have 16 of the 20 boxes with an IoU below one half and 64 of the 76 edges that are off by three pixels or more, each of the 64 too far in", pieces("det") == [
+        (192, 6345), (16, 20), (64, 76), (64, 73)]),
+    ("det", "costs 1/101, or 0.0099. Zeros lose that and no more, ones another 0.003", all(
+        f"average precision at an IoU of 0.50, {name}: {1 - 1 / 101 - more:.4f}" in PRINTED["det"] for name, more in (("zeros", 0), ("ones", 0.0033)))),
     ("det", "SkreNet2 is ahead of SimpleNet2 by 0.031", near(
         fit("det", "SkreNet2", "val", "mean") - fit("det", "SimpleNet2", "val", "mean"), 0.031, 3)),
     ("det", "right in 88.1 % of the cells instead of 99.3 %, and no network that finds every digit can be right in more than 88.65 %", all(
-        part in PRINTED["det"] for part in ("as it is meant: accuracy 0.993", "reference read it: accuracy 0.8809", "class 0 alone: 0.8865"))),
+        part in PRINTED["det"] for part in ("as it is meant: accuracy 0.993", "reference read it: accuracy 0.8807", "class 0 alone: 0.8865"))),
     ("det", "that is 0.02 to 0.04, and the reference's best network gained 0.054", near(
         results.PUBLISHED["det"][0][2] - results.PUBLISHED["loc"][0][2], 0.054, 3)),
     ("det", "0.95 against 0.93 and 0.91 against 0.88", [

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LONG, NEVER, RICH, Tiny, assert_same_run, epochs_until, fit, fit_long, interrupted, start
+from helpers import NEVER, RICH, Tiny, assert_same_run, epochs_until, fit, fit_long, interrupted, start
 
 import training
 from data import DataError, files
@@ -46,14 +46,13 @@ def part(rich, tmp_path):
 
 @pytest.fixture
 def finish(sets, rich):
-    """Goes on with the run in a folder, whose end has to be the undisturbed run's. Returns its status."""
+    """Goes on with the run in a folder, compares it with the undisturbed one, and returns its status."""
+    return lambda folder, **options: same(fit(sets, folder.parent, settings=RICH, **options), rich[0]).status
 
-    def finish(folder, **options):
-        run = fit(sets, folder.parent, settings=RICH, **options)
-        assert_same_run(run, rich[0])
-        return run.status
 
-    return finish
+def same(run, expected):
+    assert_same_run(run, expected)
+    return run
 
 
 def contents(folder):
@@ -86,7 +85,7 @@ def test_killed_and_terminated_at_random_moments(processes, sets, long, tmp_path
         done += [(number // 3, epoch) for epoch in epochs_until(None, pipe)]
     assert done == sorted(set(done))  # no epoch that was done is done again
     for folder in tmp_path.iterdir():
-        assert_same_run(fit_long(sets, folder), long)
+        same(fit_long(sets, folder), long)
 
 
 def die_at(number, after):
@@ -110,7 +109,7 @@ def test_killed_while_files_get_their_names(processes, sets, long, tmp_path):
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
         assert len(list(tmp_path.rglob(".*.tmp"))) == left  # behind, and must not matter
-    assert_same_run(fit_long(sets, tmp_path), long)
+    same(fit_long(sets, tmp_path), long)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"checkpoint.pt", "checkpoint.pt.lock"}
 
 
@@ -127,8 +126,8 @@ def without_locks():
 
 def test_two_processes_without_a_lock_do_no_harm(processes, sets, long, tmp_path):
     both = [start(processes, sets, tmp_path, without_locks) for _ in range(2)]
-    assert [epochs_until(None, pipe)[-1] for _, pipe in both] == [LONG.epochs] * 2
-    assert_same_run(fit_long(sets, tmp_path, NEVER), long)
+    assert [epochs_until(None, pipe)[-1] for _, pipe in both] == [8, 8]
+    same(fit_long(sets, tmp_path, hooks=NEVER), long)
 
 
 def test_a_second_process_stops_with_a_clear_message(processes, sets, long, tmp_path, monkeypatch):
@@ -137,29 +136,26 @@ def test_a_second_process_stops_with_a_clear_message(processes, sets, long, tmp_
     epochs_until(1, pipe)
     os.kill(process.pid, signal.SIGSTOP)  # so that it is not finished before the second has begun
     folder, before = next(tmp_path.iterdir()), contents(next(tmp_path.iterdir()))
-    with monkeypatch.context() as patch, pytest.raises(RunInUse) as stopped:
-        patch.setattr(runs, "RELEASED_WITHIN", 0.2)
-        fit_long(sets, tmp_path, NEVER)
+    monkeypatch.setattr(runs, "RELEASED_WITHIN", 0.2)
+    with pytest.raises(RunInUse) as stopped:
+        fit_long(sets, tmp_path, hooks=NEVER)
     assert_one_line(str(stopped.value), folder, "SimpleNet is being trained by another process", "run this again")
     assert stopped.value.__suppress_context__
     assert contents(folder) == before
+    monkeypatch.undo()
     threading.Timer(0.3, process.kill).start()
-    run = fit_long(sets, tmp_path)
-    assert run.status.startswith("continued after epoch")
-    assert_same_run(run, long)
+    assert same(fit_long(sets, tmp_path), long).status.startswith("continued after epoch")
 
 
-@pytest.mark.parametrize("locked", [True, False])
-def test_leftovers_of_killed_processes_are_removed(part, finish, monkeypatch, capsys, locked):
-    """Without a lock only old ones: those of the last hour may be another process's, which is writing them now."""
-    if not locked:
-        monkeypatch.setattr(files, "FileLock", NoLock)
-    for name, age in ((".checkpoint.pt.1.tmp", 7200), (".checkpoint.pt.2.tmp", 60), ("notes.tmp", 7200)):
+def test_without_a_lock_only_old_leftovers_are_removed(part, finish, monkeypatch, capsys):
+    """Those of the last hour may be another process's, which is writing them now."""
+    monkeypatch.setattr(files, "FileLock", NoLock)
+    for name, age in ((".checkpoint.pt.1.tmp", 7200), (".checkpoint.pt.2.tmp", 60)):
         (part / name).write_bytes(b"half of it")
         os.utime(part / name, (time.time() - age,) * 2)
     finish(part)
-    assert ("cannot be locked here" in capsys.readouterr().out) == (not locked)
-    assert contents(part).keys() == {"checkpoint.pt", "notes.tmp", *(() if locked else (".checkpoint.pt.2.tmp",))}
+    assert "cannot be locked here" in capsys.readouterr().out
+    assert contents(part).keys() == {"checkpoint.pt", ".checkpoint.pt.2.tmp"}
 
 
 @contextlib.contextmanager
@@ -225,24 +221,20 @@ def test_a_file_that_is_held_for_a_moment_ends_no_training(part, finish):
     assert contents(part).keys() == {"checkpoint.pt"}
 
 
-def damaged(content, chance):
-    """A file's bytes with a range of them flipped, zeroed, drawn anew or lost, or the file cut off."""
-    begin, length = chance.randrange(len(content)), chance.choice((1, 1, 1, 2, 16, 4096))
-    part, rest = content[begin : begin + length], content[begin + length :]
-    flipped = bytes([part[0] ^ 1 << chance.randrange(8)]) + part[1:]
-    others = [other + rest for other in (flipped, flipped, bytes(len(part)), chance.randbytes(len(part)), b"")]
-    return content[:begin] + chance.choice([*others, b""])
-
-
 @pytest.mark.parametrize("undamaged", ["loaded", "continued after epoch 3"])
 def test_damage_is_found_or_harmless(rich, finish, tmp_path, capsys, undamaged):
-    """Where a file was lost the run says so in one line that names it."""
+    """A range of a file's bytes is flipped, zeroed or lost, or the file cut off. Where it is of no more use the run
+    says so in one line that names it."""
     source = rich[0].weights.parent.parent if undamaged == "loaded" else rich[1]
     chance, losses = random.Random(3), 0
     for case in range(DAMAGES):
         folder = next(shutil.copytree(source, tmp_path / str(case)).iterdir())
         path = chance.choice(sorted(folder.rglob("*.pt")))
-        path.write_bytes(damaged(path.read_bytes(), chance))
+        content = path.read_bytes()
+        begin, length = chance.randrange(len(content)), chance.choice((1, 1, 16, 4096))
+        part, rest = content[begin : begin + length], content[begin + length :]
+        others = bytes(byte ^ 1 << chance.randrange(8) for byte in part), bytes(len(part)), b""
+        path.write_bytes(content[:begin] + chance.choice([*(other + rest for other in others), b""]))
         status, said = finish(folder), capsys.readouterr().out
         if said:
             assert_one_line(said, "Tiny: ", path)

@@ -1,27 +1,20 @@
 """Machines of all kinds: other locales, proxies, read-only folders, other environments, an interruption."""
 
 import ast
-import gzip
-import hashlib
-import http.server
 import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
-from torchvision.datasets import MNIST
 
 import data
 import training
-from data import sources
 from scripts import run
 from scripts import test as command
 
@@ -55,81 +48,6 @@ def test_a_locale_without_our_characters_is_enough(tmp_path):
     ascii_only.pop("PYTHONIOENCODING", None)
     done = subprocess.run([sys.executable, "-c", IN_ASCII, copy], cwd=HOME, env=ascii_only, capture_output=True)
     assert (done.returncode, done.stdout.split()) == (0, [b"3?3", b"True"]), done.stderr.decode()
-
-
-# --- MNIST
-@pytest.fixture
-def mirror(monkeypatch):
-    """MNIST's server, which holds small files of the right form, and is to be reached through a proxy alone: the list
-    of what it was asked for, and its files, which may be changed."""
-    asked, packed = [], {}
-    for name, _ in MNIST.resources:
-        count = 60_000 if name.startswith("train") else 10_000
-        shape = (count, 28, 28) if "images" in name else (count,)
-        head = bytes((0, 0, 8, len(shape))) + b"".join(length.to_bytes(4, "big") for length in shape)
-        packed[name] = gzip.compress(head + bytes(count * (784 if len(shape) > 1 else 1)), 1)
-
-    class Proxy(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            content = packed.get(self.path.removeprefix("http://mnist.invalid/"))
-            self.send_response(404 if content is None else 200)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content or b"")
-
-        do_HEAD = do_GET
-        log_message = print
-
-    resources = [(name, hashlib.md5(content).hexdigest()) for name, content in packed.items()]
-    monkeypatch.setattr(MNIST, "resources", resources)
-    monkeypatch.setattr(MNIST, "mirrors", ["http://elsewhere.invalid/", "http://mnist.invalid/"])
-    monkeypatch.setattr(urllib.request, "_opener", None)  # which would remember the proxies before
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield asked, packed
-        server.shutdown()
-
-
-def test_mnist_comes_through_a_proxy_and_damage_is_mended_from_what_is_nearest(mirror, tmp_path):
-    (asked, packed), told = mirror, []
-    assert sources.mnist_is_there(tmp_path, told.append)
-    whole = {path: path.read_bytes() for path in sources.mnist_files(tmp_path)}
-    asked.clear()
-    for path, content in [*whole.items()][2:]:  # the smaller ones
-        path.with_name(f"{path.name}.gz").write_bytes(packed[f"{path.name}.gz"])
-        for damaged in (b"", content[:-1], b"x" + content[1:], content[:-1] + b"\n"):
-            if damaged[-1:] != b"\n" or "labels" in path.name:  # a pixel may have any value
-                path.write_bytes(damaged)
-                with pytest.raises(data.DataError, match=path.name):
-                    sources.load_mnist(tmp_path)
-                assert sources.mnist_is_there(tmp_path, told.append)
-                assert path.read_bytes() == content
-    assert asked == told == []
-    path.with_name(f"{path.name}.gz").write_bytes(b"packed, cut off")
-    path.unlink()
-    assert sources.mnist_is_there(tmp_path, told.append)
-    assert (path.read_bytes(), told) == (content, [])
-
-
-def test_damaged_files_without_a_way_to_others_are_said_and_the_next_source_used(mirror, tmp_path, monkeypatch):
-    monkeypatch.delenv("DATA_SOURCE", raising=False)
-    _, packed = mirror
-    (first, *_) = sources.mnist_files(tmp_path)
-    first.parent.mkdir(parents=True)
-    first.write_bytes(b"half")
-    packed[f"{first.name}.gz"] = b"a web page"
-    for reason in ("no mirror has it whole", "no download, HTTP Error 404: Not Found"):
-        told = []
-        assert data.load("loc", None, (4, 2, 2), tmp_path, told.append).source == "digits"
-        assert told[0] == f"data: MNIST's files are damaged, and cannot be had: {first.name}.gz: {reason}"
-        assert "scikit-learn's digits" in told[1]
-        packed.pop(f"{first.name}.gz", None)
-    with pytest.raises(data.DataError, match="no MNIST files, or damaged ones"):
-        data.load("loc", "mnist", (4, 2, 2), tmp_path, told.append)
 
 
 # --- settings
@@ -170,14 +88,6 @@ def test_only_store_publishes_also_where_a_gpu_chooses_the_full_profile(option, 
     monkeypatch.setattr(run, "execute", execute)
     assert start(monkeypatch, tmp_path, *option, STORE="from before") == 130
     assert folders == [("yes", Path("weights")) if option else ("", tmp_path / "full" / "weights")]
-
-
-def test_made_images_are_used_where_they_cannot_be_kept(tmp_path):
-    (tmp_path / "made").touch()
-    told = []
-    assert len(data.load("det", "digits", (4, 2, 2), tmp_path, told.append).train) == 4
-    assert [text for text in told if "not kept" in text] == told[1:]
-    assert len(told) == 2
 
 
 # --- environments

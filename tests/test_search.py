@@ -1,7 +1,5 @@
 """The search: trials are resumable runs, workers share a database, and one that is killed or paused loses nothing."""
 
-import functools
-import json
 import os
 import signal
 import sqlite3
@@ -20,7 +18,6 @@ from helpers import SHORT, Tiny
 from optuna.trial import TrialState
 
 import data
-import models
 import training
 from data import DataError
 from scripts import search as command
