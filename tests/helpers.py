@@ -68,13 +68,14 @@ def without_seconds(value):
     return [without_seconds(each) for each in value] if isinstance(value, list) else value
 
 
-def assert_same_run(run, other):
-    """Bit for bit: the history, the samples, and the weights of the best epoch."""
+def same_run(run, other):
+    """The first run, which has to be the other bit for bit: history, samples, and the best epoch's weights."""
     assert without_seconds(run.history) == without_seconds(other.history)
     assert run.val_samples == other.val_samples
     weights, expected = run.load(CPU).state_dict(), other.load(CPU).state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    return run
 
 
 fit_long = partial(fit, settings=replace(SHORT, epochs=8, batch_size=8), network=models.SimpleNet)  # for killing in

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import NEVER, RICH, Tiny, assert_same_run, epochs_until, fit, fit_long, interrupted, start
+from helpers import NEVER, RICH, Tiny, epochs_until, fit, fit_long, interrupted, same_run, start
 
 import training
 from data import DataError, files
@@ -47,12 +47,7 @@ def part(rich, tmp_path):
 @pytest.fixture
 def finish(sets, rich):
     """Goes on with the run in a folder, compares it with the undisturbed one, and returns its status."""
-    return lambda folder, **options: same(fit(sets, folder.parent, settings=RICH, **options), rich[0]).status
-
-
-def same(run, expected):
-    assert_same_run(run, expected)
-    return run
+    return lambda folder, **options: same_run(fit(sets, folder.parent, settings=RICH, **options), rich[0]).status
 
 
 def contents(folder):
@@ -85,7 +80,7 @@ def test_killed_and_terminated_at_random_moments(processes, sets, long, tmp_path
         done += [(number // 3, epoch) for epoch in epochs_until(None, pipe)]
     assert done == sorted(set(done))  # no epoch that was done is done again
     for folder in tmp_path.iterdir():
-        same(fit_long(sets, folder), long)
+        same_run(fit_long(sets, folder), long)
 
 
 def die_at(number, after):
@@ -109,7 +104,7 @@ def test_killed_while_files_get_their_names(processes, sets, long, tmp_path):
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
         assert len(list(tmp_path.rglob(".*.tmp"))) == left  # behind, and must not matter
-    same(fit_long(sets, tmp_path), long)
+    same_run(fit_long(sets, tmp_path), long)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"checkpoint.pt", "checkpoint.pt.lock"}
 
 
@@ -127,7 +122,7 @@ def without_locks():
 def test_two_processes_without_a_lock_do_no_harm(processes, sets, long, tmp_path):
     both = [start(processes, sets, tmp_path, without_locks) for _ in range(2)]
     assert [epochs_until(None, pipe)[-1] for _, pipe in both] == [8, 8]
-    same(fit_long(sets, tmp_path, hooks=NEVER), long)
+    same_run(fit_long(sets, tmp_path, hooks=NEVER), long)
 
 
 def test_a_second_process_stops_with_a_clear_message(processes, sets, long, tmp_path, monkeypatch):
@@ -144,7 +139,7 @@ def test_a_second_process_stops_with_a_clear_message(processes, sets, long, tmp_
     assert contents(folder) == before
     monkeypatch.undo()
     threading.Timer(0.3, process.kill).start()
-    assert same(fit_long(sets, tmp_path), long).status.startswith("continued after epoch")
+    assert same_run(fit_long(sets, tmp_path), long).status.startswith("continued after epoch")
 
 
 def test_without_a_lock_only_old_leftovers_are_removed(part, finish, monkeypatch, capsys):

@@ -48,23 +48,20 @@ def test_a_writer_that_fails_leaves_the_old_file(error, tmp_path):
 
 def test_a_refused_replacement_is_tried_again_for_a_while(tmp_path, monkeypatch):
     """As on Windows, where a virus scanner holds a file."""
-    refusals, replace = [], os.replace
+    refusals, replace = [PermissionError(errno.EACCES, "Access is denied")] * 3, os.replace
 
     def held(source, target):
         if refusals:
             raise refusals.pop()
         replace(source, target)
 
-    def write(content, count):
-        refusals[:] = [PermissionError(errno.EACCES, "Access is denied")] * count
-        files.atomic_write(tmp_path / "file", lambda file: file.write(content))
-
     monkeypatch.setattr(os, "replace", held)
     monkeypatch.setattr(files, "RETRY_FOR", 0.5)
-    write(b"old", 3)
+    files.save_json(tmp_path / "file", {})
+    refusals += [PermissionError(errno.EACCES, "Access is denied")] * 1000
     with pytest.raises(files.SaveError, match=r"file: cannot be written, Access is denied"):
-        write(b"new", 1000)
-    assert contents(tmp_path) == {"file": b"old"}
+        files.save_json(tmp_path / "file", {"new": 1})
+    assert contents(tmp_path) == {"file": b"{}\n"}
     with pytest.raises(FileNotFoundError):
         files.retry((tmp_path / "none").unlink, tmp_path / "none")
 

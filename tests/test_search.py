@@ -1,5 +1,7 @@
 """The search: trials are resumable runs, workers share a database, and one that is killed or paused loses nothing."""
 
+import functools
+import json
 import os
 import signal
 import sqlite3
@@ -18,6 +20,7 @@ from helpers import SHORT, Tiny
 from optuna.trial import TrialState
 
 import data
+import models
 import training
 from data import DataError
 from scripts import search as command
@@ -37,33 +40,6 @@ class Slow(Tiny):
 SPACE = search.Space({"learning_rate": search.Log(1e-3, 0.02)}, Slow, SHORT)  # in which no trial diverges
 
 
-def work(trials):
-    """What a worker's process does."""
-    torch.set_num_threads(1)
-    training.runs.SAVED_EVERY, training.runs.RELEASED_WITHIN = 0.0, 0.5
-    folder = training.runs_folder()
-    splits = data.load("loc", "digits", sizes=(64, 32, 8), folder=folder, log=lambda text: None)
-    training.guard(lambda: search.search(search.open_study("a", beat=1), SPACE, splits, trials))
-
-
-def worker(trials, seconds):
-    code = f"import sys; sys.path[:0] = ['.', 'tests']; import test_search; test_search.work({trials})"
-    environment = os.environ | {"SECONDS": str(seconds), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code], cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def wait_until(condition, *processes):
-    end = time.monotonic() + 120
-    while not condition():
-        assert all(process.poll() is None for process in processes)
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def states(study):
-    return [trial.state.name for trial in study.trials]
-
-
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """A study of its own; who gives no heartbeat for three seconds loses its trial."""
@@ -73,12 +49,16 @@ def study(tmp_path, monkeypatch):
     return search.open_study("a", beat=1)
 
 
-def after_epoch(monkeypatch, epoch, function):
-    """Call a function after an epoch of the next run that is trained, before its end is reported."""
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def after_epoch_2(monkeypatch, function):
+    """Call a function then, in the next run, before it is reported."""
 
     def fit(network, splits, settings, hooks, n_train):
         def on_epoch(state):
-            if state.epoch == epoch:
+            if state.epoch == 2:
                 function()
             hooks.on_epoch(state)
 
@@ -88,24 +68,18 @@ def after_epoch(monkeypatch, epoch, function):
     monkeypatch.setattr(search, "fit", fit)
 
 
-# ---------------------------------------------------------------------------------------------- trials
-
-
 def test_trials_are_runs_and_those_that_lag_behind_end_early(study, sets, tmp_path, monkeypatch, capsys):
     asked, prune = [], optuna.Trial.should_prune
 
     def should_prune(trial):
-        epoch = max(study.trials[trial.number].intermediate_values) + 1
-        asked.append(epoch)
-        return prune(trial) or (trial.number == 2 and epoch == 2)
+        asked.append(max(study.trials[trial.number].intermediate_values) + 1)
+        return prune(trial) or (trial.number == 2 and asked[-1] == 2)
 
     monkeypatch.setattr(optuna.Trial, "should_prune", should_prune)
     search.search(study, SPACE, sets["loc"], 6, 40)
-    assert len(study.trials) == 6
-    results = search.export(study, SPACE)
-    assert len(results["trials"][2]["epochs"]) == 2
-    assert results["importance"] == {"learning_rate": 1.0}
-    complete = [row for row in results["trials"] if row["mean"] is not None]
+    trials = search.export(study, SPACE)["trials"]
+    assert (len(study.trials), len(trials), len(trials[2]["epochs"])) == (6, 6, 2)
+    complete = [row for row in trials if row["mean"] is not None]
     assert len(list(tmp_path.glob("loc-*/"))) == len(complete)
     for row in complete:
         run = training.fit(Slow, sets["loc"], replace(SHORT, **row["params"]), n_train=40)
@@ -122,10 +96,7 @@ def test_a_trial_that_diverges_ends_early(study, sets, tmp_path):
 
 
 def test_a_trial_that_is_interrupted_waits_to_go_on(study, sets, monkeypatch):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    after_epoch(monkeypatch, 2, interrupt)
+    after_epoch_2(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         search.search(study, SPACE, sets["loc"], 1)
     assert states(study) == ["WAITING"]
@@ -134,59 +105,50 @@ def test_a_trial_that_is_interrupted_waits_to_go_on(study, sets, monkeypatch):
     assert list(study.trials[0].intermediate_values) == [0, 1, 2, 3]  # those before the interruption too
 
 
-def test_a_trial_whose_run_is_held_elsewhere_waits(study, sets, monkeypatch, capsys):
-    def held(*about, **options):
-        monkeypatch.setattr(search, "fit", training.fit)
-        raise training.RunInUse
-
-    monkeypatch.setattr(search, "fit", held)
-    search.search(study, SPACE, sets["loc"], 2)
-    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert study.trials[0].params == study.trials[2].params  # another was trained meanwhile
-    assert "Trial 0 has to wait, another process is training its run" in capsys.readouterr().out
+def work(trials):
+    """What a worker's process does."""
+    torch.set_num_threads(1)
+    training.runs.SAVED_EVERY, training.runs.RELEASED_WITHIN = 0.0, 0.5
+    splits = data.load("loc", "digits", (64, 32, 8), training.runs_folder(), log=lambda text: None)
+    training.guard(lambda: search.search(search.open_study("a", beat=1), SPACE, splits, trials))
 
 
-def test_a_trial_that_has_become_another_workers_is_left_to_it(study, sets, monkeypatch, capsys):
-    """As when a worker wakes that was paused: its trial has failed, and a new one of the same parameters waits."""
-
-    def take_away():
-        study._storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.FAIL)
-        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
-
-    after_epoch(monkeypatch, 4, take_away)
-    search.search(study, SPACE, sets["loc"], 2)
-    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert "Trial 0 is another worker's" in capsys.readouterr().out
-    assert len({row["params"]["learning_rate"] for row in search.export(study, SPACE)["trials"]}) == 2
-
-
-@pytest.mark.parametrize("pause", [False, True])
-def test_a_worker_that_is_killed_or_paused_loses_nothing(study, tmp_path, pause):
+@pytest.mark.parametrize("stop", ["SIGTERM", "SIGSTOP"])
+def test_a_worker_that_is_killed_or_paused_loses_nothing(study, tmp_path, stop):
     """Its trial is taken up by another, with the same parameters, after the epoch that its run's checkpoint holds; a
     paused one's when it wakes and lets go of the run."""
-    if pause and not hasattr(signal, "SIGSTOP"):
+    if not hasattr(signal, stop):
         pytest.skip("Windows pauses no process")
-    first = worker(2, seconds=0.2)
+
+    def worker(seconds):
+        code = "import sys; sys.path[:0] = ['.', 'tests']; import test_search; test_search.work(2)"
+        about = {"cwd": HOME, "stdout": subprocess.PIPE, "text": True}
+        environment = os.environ | {"SECONDS": seconds, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, **about)
+
+    def wait_until(condition, process):
+        end = time.monotonic() + 120
+        while not condition():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    first = worker("0.2")
     wait_until(lambda: study.trials and len(study.trials[0].intermediate_values) >= 2, first)
-    first.send_signal(signal.SIGSTOP if pause else signal.SIGTERM)
-    second = worker(2, seconds=0)
-    if pause:
+    first.send_signal(getattr(signal, stop))
+    second = worker("0")
+    if paused := stop == "SIGSTOP":
         wait_until(lambda: states(study)[0] == "FAIL" and "COMPLETE" in states(study), second)
         first.send_signal(signal.SIGCONT)
-        said, _ = first.communicate(timeout=120)
-        assert "Trial 0 is another worker's, this one gave no heartbeat for too long" in said
-    said, _ = second.communicate(timeout=120)
-    assert (first.wait(), second.returncode) == (0 if pause else -signal.SIGTERM, 0)
-    assert ("Trial 1 has to wait, another process is training its run" in said) == pause
+    said = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0 if paused else -signal.SIGTERM, 0)
+    assert ("Trial 0 is another worker's, this one gave no heartbeat for too long" in said[0]) == paused
+    assert ("Trial 1 has to wait, another process is training its run" in said[1]) == paused
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
-    again = [trial for trial in complete if trial.params == SPACE.by_hand]
-    assert [list(trial.intermediate_values) for trial in again] == [[0, 1, 2, 3]]
-    assert "RUNNING" not in states(study)
+    again = [list(trial.intermediate_values) for trial in complete if trial.params == SPACE.by_hand]
+    assert (states(study)[0], again) == ("FAIL", [[0, 1, 2, 3]])
     histories = [data.files.load_tensors(path)["history"] for path in tmp_path.rglob("checkpoint.pt")]
     assert sum(history["seconds"][0] > 0.7 for history in histories) == 1  # the first epoch is the first worker's
-
-
-# ---------------------------------------------------------------------------------------------- the database
 
 
 def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch):
@@ -194,33 +156,31 @@ def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch)
         monkeypatch.setenv("STUDY_DATABASE", f"sqlite:///{tmp_path}/{number}.db?timeout=60")
         together = threading.Barrier(2)
         with ThreadPoolExecutor(2) as pool:
-            studies = pool.map(lambda _, wait=together: wait.wait() + 1 and search.open_study("a"), range(2))
+            studies = pool.map(lambda _, start=together: (start.wait(), search.open_study("a"))[1], range(2))
             assert [study.trials for study in studies] == [[], []]
 
 
 def test_a_worker_waits_for_a_database_that_is_away(study, sets, monkeypatch, capsys):
-    engine = study._storage._backend.engine
-    connect, times = engine.dialect.connect, iter(range(3))
+    engine, failures = study._storage._backend.engine, [sqlite3.OperationalError("not there\nat all")] * 3
+    connect = engine.dialect.connect
 
     def away(*about, **options):
-        if next(times, None) is None:
-            return connect(*about, **options)
-        raise sqlite3.OperationalError("not there\nat all")
+        if failures:
+            raise failures.pop()
+        return connect(*about, **options)
 
     def lose():
         engine.dispose()
         monkeypatch.setattr(engine.dialect, "connect", away)
 
-    after_epoch(monkeypatch, 2, lose)
+    after_epoch_2(monkeypatch, lose)
     search.search(study, SPACE, sets["loc"], 1)
     assert states(study) == ["COMPLETE"]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1:] == ["STUDY_DATABASE: cannot be used, trying again for 300 seconds: not there"]
-    monkeypatch.setattr(search.patiently, "__kwdefaults__", {"seconds": 0})
-    times = iter(range(10))
+    assert "\nSTUDY_DATABASE: cannot be used, trying again for 300 seconds: not there\n" in capsys.readouterr().out
+    failures += [sqlite3.OperationalError("gone")] * 3
     engine.dispose()
-    with pytest.raises(DataError, match="^STUDY_DATABASE: cannot be used, tried for 0 seconds: not there$"):
-        search.search(study, SPACE, sets["loc"], 2)
+    with pytest.raises(DataError, match="STUDY_DATABASE: cannot be used, tried for 0 seconds: gone"):
+        search.patiently(search.finished, study, seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -230,18 +190,69 @@ def test_a_worker_waits_for_a_database_that_is_away(study, sets, monkeypatch, ca
         ("me:secret@host", "parse"),
         ("postgresql+psycopg://me:secret/a", "a bad port"),
         ("postgresql+psycopg://me:my@secret@host/a", "@ : / in a password"),
-        ("postgresql+psycopg://me:secret@host/a", "psycopg"),
-        ("sqlite:///no/such/folder/secret/../a.db", "unable to open database file"),
+        ("postgresql+psycopg://me:secret@host/a", "psycopg"),  # as if it were not installed
+        ("sqlite:///no/such/folder/a.db", "unable to open database file"),
     ],
 )
-def test_a_wrong_address_is_said_in_one_line_without_the_password(tmp_path, monkeypatch, address, reason):
+def test_a_wrong_address_is_told_in_one_line_without_the_password(tmp_path, monkeypatch, address, reason):
     monkeypatch.setenv("RUNS_DIR", str(tmp_path))
     monkeypatch.setenv("STUDY_DATABASE", address)
-    if reason == "psycopg":
-        monkeypatch.setitem(sys.modules, "psycopg", None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
     monkeypatch.setattr(search, "RACE", 0)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match=f"STUDY_DATABASE: .*{reason}") as ended:
         training.guard(lambda: command.main(["loc"]))
-    assert str(ended.value).startswith("STUDY_DATABASE: ")
-    assert reason in str(ended.value)
-    assert not {"\n", "secret"} & set(str(ended.value).split())
+    assert "\n" not in str(ended.value) and "secret" not in str(ended.value)
+
+
+def test_what_is_proposed_can_be_built_and_keeps_within_the_size():
+    space = search.propose_own(models.CompactNet, training.OWN)
+    for depth, width, built in ((2, 48, 48), (2, 96, 96), (3, 96, 80), (4, 96, 64)):
+        settings = replace(training.OWN, **search.as_built(space.by_hand | {"depth": depth, "width": width}))
+        assert settings == replace(training.OWN, depth=depth, width=built)
+        assert 3e5 < models.count_parameters(models.CompactNet(settings.width, settings.depth)) < 1.5e6
+    for each in (space, search.propose_reference(models.FloNet, training.REFERENCE)):
+        assert replace(each.recipe, **search.as_built(each.by_hand)) == each.recipe
+        assert all(
+            values._contains(values.to_internal_repr(each.by_hand[name])) for name, values in each.ranges.items()
+        )
+
+
+def test_the_recipe_by_hand_comes_first_and_what_was_built_is_weighed():
+    space = search.propose_own(models.CompactNet, replace(training.OWN, depth=4, width=64))
+    study = optuna.create_study()
+
+    def add(*epochs, state=TrialState.COMPLETE, **params):
+        about = {"value": max(epochs), "intermediate_values": dict(enumerate(epochs)), "state": state}
+        study.add_trial(optuna.create_trial(params=space.by_hand | params, distributions=space.ranges, **about))
+
+    for rate, width in ((0.003, 64), (0.005, 80), (0.007, 96), (0.009, 64)):  # all of which become 64
+        add(0.5, 0.6 + width / 1000, learning_rate=rate, width=width)
+    add(0.75, state=TrialState.PRUNED, learning_rate=0.01)
+    for _ in range(2):  # taken up by two workers
+        add(0.5, 0.625)
+    results = search.export(study, space)
+    assert [row["params"]["learning_rate"] for row in results["trials"]] == [0.004, 0.003, 0.005, 0.007, 0.009, 0.01]
+    assert {row["params"]["width"] for row in results["trials"]} == {64}
+    assert results["trials"][0] == {"params": space.by_hand, "epochs": [0.5, 0.625], "mean": 0.625, "ahead": 0}
+    assert {name: results["trials"][5][name] for name in ("mean", "ahead")} == {"mean": None, "ahead": 0.25}
+    assert {name for name, share in results["importance"].items() if share} == {"learning_rate"}
+
+
+def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("DATA_SOURCE", "digits")
+    monkeypatch.delenv("STUDY_DATABASE", raising=False)
+    monkeypatch.setattr(data, "load", functools.partial(data.load, sizes=(64, 32, 8), folder=tmp_path))
+    for name, value in {"RESULTS": tmp_path / "search.json", "IMAGES": 48, "EPOCHS": 1}.items():
+        monkeypatch.setattr(command, name, value)
+    for wrong in (["loc", "--trials", "0"], ["loc", "--network", "FloNet2"]):
+        with pytest.raises(SystemExit, match="2"):
+            command.main(wrong)
+    for about in (["loc"], ["--network", "SimpleNet"]):
+        assert command.main([*about, "--trials", "1"]) == 0
+    results = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))
+    own, reference = (search.propose_own, training.OWN), (search.propose_reference, training.REFERENCE)
+    for name, (propose, recipe) in {"loc": own, "SimpleNet": reference}.items():
+        (trial,), by_hand = results[name]["trials"], propose(None, recipe).by_hand
+        assert (results[name]["images"], results[name]["epochs"], trial["params"]) == (48, 1, by_hand)
+        assert results[name]["importance"] == dict.fromkeys(by_hand, 0.0)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, NEVER, RICH, SHORT, Tiny, Tiny2, assert_same_run, call_in, fit, interrupted
+from helpers import CPU, NEVER, RICH, SHORT, Tiny, Tiny2, call_in, fit, interrupted, same_run, without_seconds
 
 import data
 import models
@@ -45,7 +45,7 @@ def test_runs_are_continued_and_loaded(sets, undisturbed, tmp_path, task, recipe
     loaded = fit(sets, tmp_path, task, recipe, hooks=NEVER)
     assert (loaded.status, loaded.history) == ("loaded", run.history)  # "seconds" too
     for each in (run, loaded):
-        assert_same_run(each, undisturbed[task, recipe])
+        same_run(each, undisturbed[task, recipe])
 
 
 def test_a_longer_run_goes_on_from_the_shorter_one_that_got_furthest(sets, tmp_path):
@@ -55,7 +55,7 @@ def test_a_longer_run_goes_on_from_the_shorter_one_that_got_furthest(sets, tmp_p
         fit(sets, tmp_path, settings=recipe)
     run = fit(sets, tmp_path, settings=seven)
     assert run.status == "continued after epoch 3"
-    assert_same_run(run, fit(sets, tmp_path / "whole", settings=seven))
+    same_run(run, fit(sets, tmp_path / "whole", settings=seven))
     assert fit(sets, tmp_path, settings=seven, n_train=40).status == "trained"  # none of so many images
     # A run whose weights were dropped, and a learning rate that has come down to nothing, are of no use for that.
     runs.drop_weights(fit(sets, tmp_path / "dropped").weights)
@@ -89,10 +89,10 @@ def test_weights_and_every_epochs_order_and_moves_follow_from_the_seed(sets):
 
 
 def test_networks_and_optimizers_are_what_the_settings_say(sets):
-    for network, recipe, last in ((models.SimpleNet, SHORT, None), (models.CompactNet, RICH, None),
-                                  (models.SimpleNet, RICH, models.BoundedBoxes)):  # fmt: skip
+    for network, recipe, *last in ((models.SimpleNet, SHORT), (models.CompactNet, RICH),
+                                   (models.SimpleNet, RICH, models.BoundedBoxes)):  # fmt: skip
         layers = [type(layer) for layer in build(network, recipe).model]
-        assert layers == [utils.Normalize, network, last][: len(layers)] and len(layers) == 2 + bool(last)
+        assert layers == [utils.Normalize, network, *last]
     network = build(models.CompactNet2, replace(RICH, width=8, center_gate=False)).model[1]
     assert (network.head.in_channels, network.center_gate, network.round_edges) == (8, False, True)
     (group,) = build(recipe=replace(SHORT, weight_decay=0.25)).optimizer.param_groups
@@ -160,6 +160,36 @@ def test_the_precision_is_that_of_the_convolutions_in_training(sets, undisturbed
     losses = [each.history["train_objective"][0] for each in (run, undisturbed["det", SHORT])]
     assert (losses[0] == losses[1]) == (precision == "float32")
     assert run.trained_on["precision"] == files.load_tensors(run.weights)["spec"]["precision"] == precision
+
+
+def train_all(sets, threads, device):
+    """A specification and a history for each of two networks in both precisions."""
+    torch.set_num_threads(threads)
+    # Slowly: AdamW's first steps are as long as the rate whatever the gradient, so that last bits decide signs.
+    ours, trained = replace(training.OWN, learning_rate=2e-4, width=16, depth=1), []
+    for (task, network, recipe), precision in itertools.product(
+        (("loc", models.SimpleNet, training.REFERENCE), ("det", models.CompactNet2, ours)), ("float32", "bfloat16")
+    ):
+        splits, recipe = sets[task], replace(recipe, epochs=1, batch_size=32)
+        state = loop.build(network, recipe, utils.Normalize.fit(splits.train.images), 72, precision, device)
+        spec = runs.run_spec(network, splits, recipe, None, precision)
+        trained.append((spec, state.model[0].mean.item(), without_seconds(loop.train(state, splits, recipe))))
+    return trained
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_one_thread_agrees_with_two_in_another_process_and_with_a_gpu(sets, processes, device):
+    """Sums in another order differ in their last bits, and every step makes more of it. These are a few."""
+    if device == "cuda" and not torch.cuda.device_count():
+        pytest.skip("there is no GPU")
+    with processes.Pool(1) as pool:
+        others = pool.apply(train_all, (sets, 2, device))
+    for (spec, mean, history), (same_spec, same_mean, other) in zip(train_all(sets, 1, "cpu"), others, strict=True):
+        assert (spec, mean) == (same_spec, same_mean)  # data, code and normalization, whatever a process's hashes
+        near = {"float32": 0.005, "bfloat16": 0.02}[spec["precision"]]
+        for name, values in other.items():
+            tolerance = {"rel" if "loss" in name or "objective" in name else "abs": near}
+            assert history[name] == pytest.approx(values, **tolerance), name
 
 
 def test_importing_asks_no_gpu_anything():

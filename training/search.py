@@ -97,8 +97,9 @@ def open_study(name: str, beat: int = BEAT) -> optuna.Study:
     DataError, without the password, where the address is wrong or nothing answers."""
     address = os.environ.get("STUDY_DATABASE") or f"sqlite:///{runs_folder().absolute() / 'study.db'}?timeout=60"
     try:
-        if "@" in (sqlalchemy.create_engine(address).url.host or ""):
+        if "@" in (sqlalchemy.make_url(address).host or ""):
             raise ValueError
+        sqlalchemy.create_engine(address)  # asks for dialect and driver, and connects to nothing
     except (sqlalchemy.exc.ArgumentError, ImportError, ValueError) as error:
         wrong = "a bad port, or @ : / in a password for %40 %3A %2F" if isinstance(error, ValueError) else error
         raise DataError(
