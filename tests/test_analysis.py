@@ -82,12 +82,12 @@ def test_digits_are_counted_by_their_distance_to_a_border():
 def test_digits_whose_ink_is_in_pieces_are_counted_apart():
     labels = torch.tensor([LOC, LOC, LOC, NO_DIGIT])
     outputs = perfect_outputs(labels)
-    outputs[0, 1] += 8 / 60  # 4 of 20 columns are in both, and both upright edges are off, the left one inwards
+    outputs[0, 1:5] += torch.tensor((0, 2 / 48, -8 / 60, 4 / 48))  # both sides four pixels inwards, four more below
     outputs[1, 0] = -9  # missed
     split = Split(torch.zeros(4, 1, 48, 60), labels, pieces=torch.tensor([2, 2, 1, 0]))
     whole, several = analysis.piece_rows(outputs, split)
     assert whole == ("one piece", 1, "100.00%", pytest.approx(1, abs=1e-4), 0, 0, 0)
-    assert several == ("several pieces", 2, "50.00%", pytest.approx(0.2, abs=1e-4), 1, 2, 1)
+    assert several == ("several pieces", 2, "50.00%", pytest.approx(4 * 24 / (12 * 24 + 4 * 4)), 1, 3, 2)
     assert len(analysis.piece_rows(outputs[2:], split[2:])) == 1
     assert not analysis.piece_rows(outputs, replace(split, pieces=None))
 
@@ -111,17 +111,18 @@ def test_scores_are_set_beside_what_is_right_and_have_the_interval_of_images_dra
 @pytest.mark.parametrize("grow", [0, 1])
 def test_bright_patches_by_hand(grow):
     """The largest is the digit; in detection a ring is a 0, a bar a 1, and a speck nothing."""
-    loc, det = (Split(torch.zeros(1, 1, 48, 60), torch.tensor(NO_DIGIT).repeat(1, *GRID[task], 1)) for task in GRID)
+    loc, det = (Split(torch.zeros(2, 1, 48, 60), torch.tensor(NO_DIGIT).repeat(2, *GRID[task], 1)) for task in GRID)
     patches = BrightPatches(threshold=250, least=10, grow=grow, class_id=7)
-    loc.images[0, 0, 10:20, 20:36] = loc.images[0, 0, 30:34, 50:55] = 1.0
-    loc.images[0, 0, :5, :50] = 0.9  # larger, but not bright enough
-    (found,) = patches.outputs(loc)
+    loc.images[:, 0, 10:20, 20:36] = loc.images[:, 0, 30:34, 50:55] = 1.0
+    loc.images[:, 0, :5, :50] = 0.9  # larger, but not bright enough
+    found, same = patches.outputs(loc)  # images are told apart
+    assert torch.equal(found, same)
     assert (found[0] > 0, found[5:].argmax()) == (True, 7)
     assert found[1:5].tolist() == pytest.approx([27.5 / 60, 14.5 / 48, (15 + 2 * grow) / 60, (9 + 2 * grow) / 48])
     image = det.images[0, 0]
     image[5:15, 5:15] = image[30:44, 48:51] = image[4:7, 30:33] = 1.0
     image[8:12, 8:12] = 0.0
-    (found,) = patches.outputs(det)
+    found, _ = patches.outputs(det)
     assert (found[0] > 0).nonzero().tolist() == [[0, 0], [1, 2]]
     assert (found[5, 0, 0] < 0, found[5, 1, 2] > 0) == (True, True)
     assert found[1:5, 0, 0].tolist() == pytest.approx([9.5 / 20, 9.5 / 24, (9 + 2 * grow) / 20, (9 + 2 * grow) / 24])

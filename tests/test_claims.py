@@ -240,10 +240,10 @@ CLAIMS = [
     ("loc", "in the eleventh the loss is no longer a number", len(simple["val_loss"]) == 10),
     ("loc", "confidence stays near 0.05 on validation images", near(history("loc", "CompactNet")["val_loss_pc"][-1], 0.05)),
     ("loc", "names 0.5 % of its training digits wrongly", wrong("loc", "CompactNet", "fit") == 0.5),
-    ("loc", "and 1.5 % of the validation digits", wrong("loc", "CompactNet", "val") == 1.5),
-    ("loc", "0.926 on training and 0.922 on validation images",
-        near(fit("loc", "CompactNet", "fit"), 0.926, 3) and near(fit("loc", "CompactNet", "val"), 0.922, 3)),
-    ("loc", "both are lowest in the last epoch", ends("loc", "CompactNet")["lowest"] == 40 and min(history("loc", "CompactNet")["train_loss"]) == history("loc", "CompactNet")["train_loss"][-1]),
+    ("loc", "and 1.7 % of the validation digits", wrong("loc", "CompactNet", "val") == 1.7),
+    ("loc", "0.926 on training and 0.921 on validation images",
+        near(fit("loc", "CompactNet", "fit"), 0.926, 3) and near(fit("loc", "CompactNet", "val"), 0.921, 3)),
+    ("loc", "both are lowest in one of the last two epochs", ends("loc", "CompactNet")["lowest"] == 40 and min(history("loc", "CompactNet")["train_loss"]) in history("loc", "CompactNet")["train_loss"][-2:]),
     ("loc", "by 17 % in the last epoch of one run, and stays at 0.22 to 0.23 on average, where with the schedule it comes down to 0.17", round(max(row["curves"]["val_loss"][-1] / row["curves"]["val_loss"][-2]
         for row in rows("loc", "full_length", CONSTANT)), 2) == 1.17 and all(0.215 < statistics.mean(row["curves"]["val_loss"][begin : begin + 10]) < 0.235 for row in rows("loc", "full_length", CONSTANT) for begin in (20, 30))
         and all(near(row["curves"]["val_loss"][-1], 0.17) for row in rows("loc", "seeds"))),
@@ -254,8 +254,8 @@ CLAIMS = [
     ("loc", "all but two, and names 98.3 % rightly", near(100 * found("loc")["test"]["digit_accuracy"], 98.3, 1)),
     ("loc", "to be compared with our 0.983", near(found("loc")["test"]["digit_accuracy"], 0.983, 3)),
     ("loc", "costs the box of 10 pixels two and a half times as much as the box of 30", near((1 - 81 / 119) / (1 - 841 / 959), 2.6, 1)),
-    ("loc", "After one epoch CompactNet's mean accuracy is already higher than any other network's best, by its boxes; in naming it is ahead of all after eight", ahead("loc", "CompactNet")
-        and [value > max(max(history("loc", name)["val_accuracy"]) for name in LOCALIZERS) for value in history("loc", "CompactNet")["val_accuracy"][:8]] == [False] * 7 + [True]),
+    ("loc", "After one epoch CompactNet's mean accuracy is already higher than any other network's best, by its boxes; in naming it is ahead of all after seven", ahead("loc", "CompactNet")
+        and [value > max(max(history("loc", name)["val_accuracy"]) for name in LOCALIZERS) for value in history("loc", "CompactNet")["val_accuracy"][:7]] == [False] * 6 + [True]),
     ("loc", "with an IoU of 0.68 and 0.73 against 0.92", near(fit("loc", "CompactNet", "val"), 0.92)),
     ("loc", "FloNet names digits best, and SkreNet places them best", all(
         max(("SkreNet", "FloNet", "SimpleNet"), key=lambda name: fit("loc", name, "val", score)) == best
@@ -264,7 +264,7 @@ CLAIMS = [
         len(trials("loc")), len(trials("loc")[0]["params"])) == (20, 13)),
     ("loc", "of twenty trials thirteen were ended after two or three epochs", [
         len(trial["epochs"]) in (2, 3) for trial in trials("loc") if trial["mean"] is None] == [True] * 13),
-    ("loc", "by as much as 0.001, and by that much even three seeds", 0 < ahead_of_hand("loc") < 0.001 < apart("loc")),
+    ("loc", "by as much as 0.001, and at full length none is ahead at all", 0 < ahead_of_hand("loc") < 0.001 and max(SEARCHED) < min(SEEDS["loc"])),
     ("loc", "a third more weights than FloNet, a twenty-sixth of SkreNet's", near(
         weights("CompactNet") / weights("FloNet"), 1.4, 1) and round(weights("SkreNet") / weights("CompactNet")) == 26),
     ("loc", "finds all but two of the 10,000 digits, and no digit in any of the 1,000 empty",
@@ -272,21 +272,21 @@ CLAIMS = [
     ("loc", "the name, of 1.7 % of the digits", near(100 * (1 - found("loc")["test"]["digit_accuracy"]), 1.7, 1)),
     ("loc", "Its boxes are better than those around the visible ink",
         found("loc")["test"]["iou"] > found("loc")["baselines"]["visible"]["iou"]),
-    ("loc", "worth 0.017 of IoU, and without it the oracle is ahead by 0.006", rounding("loc") == 0.017 and near(
-        found("loc")["baselines"]["visible"]["iou"] - found("loc")["unrounded"]["iou"], 0.006, 3)),
+    ("loc", "worth 0.016 of IoU, and without it the oracle is ahead by 0.005", rounding("loc") == 0.016 and near(
+        found("loc")["baselines"]["visible"]["iou"] - found("loc")["unrounded"]["iou"], 0.005, 3)),
     ("loc", "Ones have the poorest boxes", min(digits("loc"), key=lambda row: row["iou"])["class"] == "1"),
-    ("loc", "5 and 9 are the digits most often named wrongly, 3 % of either", sorted(
-        (row["accuracy"], row["class"]) for row in digits("loc"))[:2] == [(pytest.approx(0.97, abs=0.004), each) for each in "59"]),
-    ("loc", "Three seeds lie within 0.0011 of each other on validation images, less than another choice of test images would change",
-        apart("loc") < 0.0011 < interval("loc")),
+    ("loc", "5 and 9 are the digits most often named wrongly, 2 to 3 % of either", sorted(
+        (row["accuracy"], row["class"]) for row in digits("loc"))[:2] == [(pytest.approx(0.975, abs=0.005), each) for each in "95"]),
+    ("loc", "Three seeds lie within 0.0004 of each other on validation images, less than another choice of test images would change",
+        apart("loc") < 0.0004 < interval("loc")),
     ("loc", "a mean of 0.830 against 0.827", near(found("loc")["others"]["SkreNet"]["mean"], 0.830, 3)
         and near(results.PUBLISHED["loc"][0][3], 0.827, 3)),
     ("loc", "an average precision of 0.87 against our 0.98",
         near(found("loc")["others"]["SkreNet"]["map50"], 0.87) and near(found("loc")["test"]["map50"], 0.98)),
     ("loc", "it is 0.24 against our 0.95", near(found("loc")["others"]["SkreNet"]["map75"], 0.24) and near(found("loc")["test"]["map75"], 0.95)),
     ("loc", "Seven edges in ten are right to the pixel", near(found("loc")["edges"][4][1], 0.71)),
-    ("loc", "The 269 digits in several pieces, fewer than three in a hundred, account for nearly half of these edges, all but one of them too far in, and for more than half of the boxes with an IoU below one half", (
-        pieces("loc") == [(269, 10_000), (9, 16), (95, 199), (94, 172)])),
+    ("loc", "The 269 digits in several pieces, fewer than three in a hundred, account for nearly half of these edges, all of them too far in, and for more than half of the boxes with an IoU below one half", (
+        pieces("loc") == [(269, 10_000), (9, 17), (97, 216), (97, 193)])),
     ("loc", "Edges that are off by three pixels or more mostly lie too far in", pieces("loc")[3][1] > 0.8 * pieces("loc")[2][1]),
     ("loc", "SkreNet's class loss goes from 0.34 to 0.40", near(skre["val_loss_class"][12], 0.34) and near(skre["val_loss_class"][53], 0.40)),
     ("loc", "from 0.0033 to 0.0010, for an IoU from 0.55 to 0.73", near(skre["val_loss_box"][12], 0.0033, 4)
@@ -309,7 +309,7 @@ CLAIMS = [
     ("loc", "Weight decay and stretching bring nothing: their rows overlap with the first", not_clear("loc") == {"no_weight_decay", "no_stretch"}),
     ("loc", "The schedule is still worth 0.010, AdamW 0.006, a quarter of what it is in short runs; that holds for every seed", all(
         near(at_length("loc", name), worth, 3) and clear("loc", name, "full_length") and len(rows("loc", "full_length", name)) == 3 for name, worth in ((SGD, 0.006), (CONSTANT, 0.010)))
-        and near(-at_length("loc", SGD) / change("loc", SGD), 0.27)),
+        and near(-at_length("loc", SGD) / change("loc", SGD), 0.26)),
     ("loc", "Of the edges' cross-entropy no more than 0.001 is left, and the seeds overlap: without it IoU is 0.003 lower, accuracy 0.001 higher", not clear("loc", NO_EDGES, "full_length")
         and [round(at_length("loc", NO_EDGES, score), 3) for score in ("mean", "iou", "accuracy")] == [0.001, 0.003, -0.001]),
     ("loc", "the three networks of the reference stay below 0.45 on average", max(
@@ -426,8 +426,8 @@ CLAIMS = [
         for row in rows("det", "full_length", FOUND)) and training.OWN.max_shift == 8),
     ("loc", "none of the search's four best trials is better here.** Their means are 0.9512 to 0.9527, no more than the worst seed of the recipe by hand", [round(end(SEARCHED), 4) for end in (min, max)] == [0.9512, 0.9527]
         and len(SEARCHED) == 4 and max(SEARCHED) < min(SEEDS["loc"])),
-    ("loc", "They name 1.9 to 2.2 % of the validation digits wrongly, where ours names 1.5 to 1.7 %", [[round(100 * (1 - end(row["val"]["digit_accuracy"] for row in each)), 1) for end in (max, min)]
-        for each in (searched("loc"), rows("loc", "seeds"))] == [[1.9, 2.2], [1.5, 1.7]]),
+    ("loc", "They name 1.9 to 2.2 % of the validation digits wrongly, where ours names 1.7 %", [[round(100 * (1 - end(row["val"]["digit_accuracy"] for row in each)), 1) for end in (max, min)]
+        for each in (searched("loc"), rows("loc", "seeds"))] == [[1.9, 2.2], [1.7, 1.7]]),
     ("loc", "They move images by no more than four pixels and hardly stretch them", all(
         row["settings"]["max_shift"] == 4 and row["settings"]["max_stretch"] < 0.06 for row in searched("loc"))),
     ("loc", "which moves images by up to sixteen pixels, is ahead at full length, by 0.0006", near(at_length("det", FOUND), -0.0006, 4)),

@@ -34,7 +34,7 @@ def keep_runs_on_drive(my_drive: Path) -> bool:
     returns whether on Drive: not where Drive is declined, cannot be written to or is not there, as on Kaggle."""
     folder, trial = my_drive / "digit-runs", my_drive / "digit-runs" / "writable"
     if os.environ.get("RUNS_DIR", "") not in ("", str(folder)):
-        print(f"Runs are kept in {os.environ['RUNS_DIR']}, as RUNS_DIR says, and not on Drive.")
+        print(f"Runs are kept in {os.environ['RUNS_DIR']}, as RUNS_DIR says.")
         return False
     try:
         if KAGGLE in os.environ:
