@@ -33,9 +33,9 @@ def test_failures_are_named_counted_and_picked():
     assert {tuple(cell): int(matrix[tuple(cell)]) for cell in matrix.nonzero().tolist()} == counts
     said = "missed digits: 1 of 4; false positives: 1 of 2 without a digit\n3 taken for 4: 1 of 3"
     assert analysis.describe_confusion(matrix) == said
-    found = [list(row.values()) for row in analysis.per_class(matches, 10)]
-    assert found[3] == ["3", 3, pytest.approx(2 / 3), 1, pytest.approx((1 + 1 + 1 / 7) / 3)]
-    assert [found[5], found[10]] == [["5", 1, 0, 0, None], ["none", 2, 0.5, 0.5, None]]
+    per_class = [list(row.values()) for row in analysis.per_class(matches, 10)]
+    assert per_class[3] == ["3", 3, pytest.approx(2 / 3), 1, pytest.approx((1 + 1 + 1 / 7) / 3)]
+    assert [per_class[5], per_class[10]] == [["5", 1, 0, 0, None], ["none", 2, 0.5, 0.5, None]]
 
 
 def test_examples_are_the_first_of_each_kind_and_each_once():
@@ -57,9 +57,9 @@ def test_edges_are_compared_in_pixels_where_a_digit_is_detected(labels, columns)
     expected = torch.tensor([[1.0, -1, 1, 1]])
     torch.testing.assert_close(analysis.edge_errors(outputs, labels), expected, rtol=0, atol=1e-4)
     assert analysis.edge_errors(outputs - 40, labels).shape == (0, 4)
-    found = analysis.edge_rows(torch.tensor([[0.0, 1, 2, 3], [0.0, 0, -1, 5]]))  # within 0, 1 and 2 pixels; the mean
-    assert (found[0], found[2]) == (("left", 1.0, 1.0, 1.0, 0.0), ("right", 0.0, 0.5, 1.0, 1.5))
-    assert found[4] == ("all", 3 / 8, 5 / 8, 6 / 8, 1.5)
+    rows = analysis.edge_rows(torch.tensor([[0.0, 1, 2, 3], [0.0, 0, -1, 5]]))  # within 0, 1 and 2 pixels; the mean
+    assert (rows[0], rows[2]) == (("left", 1.0, 1.0, 1.0, 0.0), ("right", 0.0, 0.5, 1.0, 1.5))
+    assert rows[4] == ("all", 3 / 8, 5 / 8, 6 / 8, 1.5)
     for shift, whole in ((0, True), (0.005, False)):  # of 60 pixels, or of a cell's 20
         assert analysis.on_whole_pixels(labels + torch.tensor((0, shift, 0, 0, 0, 0))) == whole
 
@@ -75,8 +75,8 @@ def test_digits_are_counted_by_their_distance_to_a_border():
     assert rows["1 to below 2 pixels"] == [0, 0, 0, "0.00%", 1]
     centres = torch.arange(24, 97) / 2  # 12 to 48 pixels; whole half pixels, though fractions are not exact
     labels = lists_to_grid([torch.tensor([[1, x / 60, 11.5 / 48, 0.2, 0.25, 0]]) for x in centres])
-    found = analysis.border_distances(labels)[labels[..., 0].flatten() == 1]
-    assert found.tolist() == [min(abs(x - 20), abs(x - 40), 12.5) for x in centres.tolist()]
+    distances = analysis.border_distances(labels)[labels[..., 0].flatten() == 1]
+    assert distances.tolist() == [min(abs(x - 20), abs(x - 40), 12.5) for x in centres.tolist()]
 
 
 def test_digits_whose_ink_is_in_pieces_are_counted_apart():
@@ -96,11 +96,13 @@ def test_scores_are_set_beside_what_is_right_and_have_the_interval_of_images_dra
     labels = torch.tensor([LOC] * 400)
     outputs = perfect_outputs(labels)
     outputs[:, 0] = torch.logit(torch.tensor([0.25] * 100 + [0.75] * 300))  # a quarter is missed
-    found, half = analysis.bootstrap(outputs, labels), 1.96 * (0.75 * 0.25 / 400) ** 0.5
-    assert found["accuracy"] == pytest.approx([0.75 - half, 0.75 + half], abs=0.003)  # of 90 % it would be 0.007 less
-    assert found["iou"] == pytest.approx([1, 1], abs=1e-5)
+    intervals, half = analysis.bootstrap(outputs, labels), 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert intervals["accuracy"] == pytest.approx(
+        [0.75 - half, 0.75 + half], abs=0.003
+    )  # of 90 % it would be 0.007 less
+    assert intervals["iou"] == pytest.approx([1, 1], abs=1e-5)
     for name, total, share in (("iou_all", 0, 1), ("digit_accuracy", 0, 1), ("mean", 1, 2)):
-        assert found[name] == pytest.approx([(total + each) / share for each in found["accuracy"]], abs=1e-5)
+        assert intervals[name] == pytest.approx([(total + each) / share for each in intervals["accuracy"]], abs=1e-5)
     outputs[300:, 5:] = outputs[300:, 5:].roll(1, 1)
     assert analysis.calibration(outputs, labels) == [(pytest.approx(0.75, abs=0.01), pytest.approx(2 / 3), 300)]
 
@@ -115,17 +117,17 @@ def test_bright_patches_by_hand(grow):
     patches = BrightPatches(threshold=250, least=10, grow=grow, class_id=7)
     loc.images[:, 0, 10:20, 20:36] = loc.images[:, 0, 30:34, 50:55] = 1.0
     loc.images[:, 0, :5, :50] = 0.9  # larger, but not bright enough
-    found, same = patches.outputs(loc)  # images are told apart
-    assert torch.equal(found, same)
-    assert (found[0] > 0, found[5:].argmax()) == (True, 7)
-    assert found[1:5].tolist() == pytest.approx([27.5 / 60, 14.5 / 48, (15 + 2 * grow) / 60, (9 + 2 * grow) / 48])
+    digit, same = patches.outputs(loc)  # images are told apart
+    assert torch.equal(digit, same)
+    assert (digit[0] > 0, digit[5:].argmax()) == (True, 7)
+    assert digit[1:5].tolist() == pytest.approx([27.5 / 60, 14.5 / 48, (15 + 2 * grow) / 60, (9 + 2 * grow) / 48])
     image = det.images[0, 0]
     image[5:15, 5:15] = image[30:44, 48:51] = image[4:7, 30:33] = 1.0
     image[8:12, 8:12] = 0.0
-    found, _ = patches.outputs(det)
-    assert (found[0] > 0).nonzero().tolist() == [[0, 0], [1, 2]]
-    assert (found[5, 0, 0] < 0, found[5, 1, 2] > 0) == (True, True)
-    assert found[1:5, 0, 0].tolist() == pytest.approx([9.5 / 20, 9.5 / 24, (9 + 2 * grow) / 20, (9 + 2 * grow) / 24])
+    cells, _ = patches.outputs(det)
+    assert (cells[0] > 0).nonzero().tolist() == [[0, 0], [1, 2]]
+    assert (cells[5, 0, 0] < 0, cells[5, 1, 2] > 0) == (True, True)
+    assert cells[1:5, 0, 0].tolist() == pytest.approx([9.5 / 20, 9.5 / 24, (9 + 2 * grow) / 20, (9 + 2 * grow) / 24])
 
 
 @both_tasks
@@ -137,6 +139,6 @@ def test_baselines_have_a_network_s_layout_and_all_visible_ink_is_right(task):
     means = [utils.score(outputs, val.labels)["mean"] for outputs in each]
     assert means == [*sorted(means[:2]), pytest.approx(1)]
     rows = torch.tensor([(1, 0.2, 0.3, 0.1, 0.2, 3), (1, 0.4, 0.5, 0.3, 0.4, 3), (1, 0.6, 0.7, 0.2, 0.3, 5), NO_DIGIT])
-    (found,) = analysis.trivial_outputs(Split(torch.zeros(4, 1, 48, 60), rows), digits("loc").val[:1])
-    assert (found[0] > 0, found[5:].argmax()) == (True, 3)  # the commonest class, in the mean box
-    assert found[1:5].tolist() == pytest.approx([0.4, 0.5, 0.2, 0.3])
+    (answer,) = analysis.trivial_outputs(Split(torch.zeros(4, 1, 48, 60), rows), digits("loc").val[:1])
+    assert (answer[0] > 0, answer[5:].argmax()) == (True, 3)  # the commonest class, in the mean box
+    assert answer[1:5].tolist() == pytest.approx([0.4, 0.5, 0.2, 0.3])

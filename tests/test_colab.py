@@ -161,7 +161,9 @@ def test_where_no_modules_are_found_it_is_said_what_was_tried(tmp_path, on_colab
     asked, said = refuse(machine, told)
     assert asked == both
     assert re.fullmatch(f"- {GITHUB}some/private: .*(exist|found).*", *said)
-    (tmp_path / "git").write_text("#!/bin/sh\nmkdir -p all/training\ntouch all/training/colab.py\nkill -9 $$\n")
+    (tmp_path / "git").write_text(
+        "#!/bin/sh\nmkdir -p all/training\ntouch all/training/colab.py\nkill -9 $$\n", encoding="utf-8"
+    )
     (tmp_path / "git").chmod(0o755)
     told["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     assert refuse(machine, told) == (both, [f"- {GITHUB}some/private: no modules"])
@@ -271,7 +273,7 @@ def test_what_is_missing_is_installed_as_the_requirements_say_and_alone(monkeypa
     monkeypatch.setattr(subprocess, "run", lambda command, **_: calls.append(command) or done)
     with pytest.raises(RuntimeError, match=r"pip cannot install .*, pycocotools:\nLooking(.|\n)*no such version"):
         colab.install_missing(names)
-    pins = re.findall(rf"^(?:{'|'.join(names)})==[\w.]+", (HOME / "requirements.txt").read_text("utf-8"), re.M)
+    pins = re.findall(rf"^(?:{'|'.join(names)})==[\w.]+", (HOME / "requirements.txt").read_text(encoding="utf-8"), re.M)
     pip = "-m pip install --disable-pip-version-check --no-deps"
     assert (len(pins), calls) == (3, [[sys.executable, *pip.split(), *pins]])
     done.returncode = 0

@@ -5,13 +5,11 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import pytest
@@ -25,8 +23,6 @@ import training
 from data import DataError
 from scripts import search as command
 from training import search
-
-HOME = Path(__file__).resolve().parent.parent
 
 
 class Slow(Tiny):
@@ -53,35 +49,15 @@ def states(study):
     return [trial.state.name for trial in study.trials]
 
 
-def after_epoch_2(monkeypatch, function):
-    """Call a function then, in the next run, before it is reported."""
-
-    def fit(network, splits, settings, hooks, n_train):
-        def on_epoch(state):
-            if state.epoch == 2:
-                function()
-            hooks.on_epoch(state)
-
-        monkeypatch.setattr(search, "fit", training.fit)
-        return training.fit(network, splits, settings, training.Hooks(on_epoch=on_epoch), n_train=n_train)
-
-    monkeypatch.setattr(search, "fit", fit)
-
-
 def test_trials_are_runs_and_those_that_lag_behind_end_early(study, sets, tmp_path, monkeypatch, capsys):
-    asked, prune = [], optuna.Trial.should_prune
-
-    def should_prune(trial):
-        asked.append(max(study.trials[trial.number].intermediate_values) + 1)
-        return prune(trial) or (trial.number == 2 and asked[-1] == 2)
+    def should_prune(trial):  # one at once, and none that has come to its end
+        return trial.number == 2 or len(study.trials[trial.number].intermediate_values) == SHORT.epochs
 
     monkeypatch.setattr(optuna.Trial, "should_prune", should_prune)
     search.search(study, SPACE, sets["loc"], 6, 40)
-    trials = search.export(study, SPACE)["trials"]
-    assert (len(study.trials), len(trials), len(trials[2]["epochs"])) == (6, 6, 2)
-    complete = [row for row in trials if row["mean"] is not None]
-    assert len(list(tmp_path.glob("loc-*/"))) == len(complete)
-    for row in complete:
+    assert states(study) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert len(list(tmp_path.glob("loc-*/"))) == 5
+    for row in search.export(study, SPACE)["trials"][3:]:
         run = training.fit(Slow, sets["loc"], replace(SHORT, **row["params"]), n_train=40)
         assert (run.status, run.history["val_mean"], run.val["mean"]) == ("loaded", row["epochs"], row["mean"])
     assert "a: 5 of 6 trials done, trial 5 begins" in capsys.readouterr().out
@@ -96,54 +72,49 @@ def test_a_trial_that_diverges_ends_early(study, sets, tmp_path):
 
 
 def test_a_trial_that_is_interrupted_waits_to_go_on(study, sets, monkeypatch):
-    after_epoch_2(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        search.search(study, SPACE, sets["loc"], 1)
-    assert states(study) == ["WAITING"]
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Trial, "should_prune", lambda trial: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            search.search(study, SPACE, sets["loc"], 1)
+    assert (states(study), list(study.trials[0].intermediate_values)) == (["WAITING"], [0])
     search.search(study, SPACE, sets["loc"], 1)
-    assert states(study) == ["COMPLETE"]
-    assert list(study.trials[0].intermediate_values) == [0, 1, 2, 3]  # those before the interruption too
+    assert (states(study), list(study.trials[0].intermediate_values)) == (["COMPLETE"], [0, 1, 2, 3])
 
 
-def work(trials):
+def work(folder, seconds):
     """What a worker's process does."""
+    os.environ |= {"RUNS_DIR": str(folder), "SECONDS": str(seconds)}
     torch.set_num_threads(1)
     training.runs.SAVED_EVERY, training.runs.RELEASED_WITHIN = 0.0, 0.5
-    splits = data.load("loc", "digits", (64, 32, 8), training.runs_folder(), log=lambda text: None)
-    training.guard(lambda: search.search(search.open_study("a", beat=1), SPACE, splits, trials))
+    splits = data.load("loc", "digits", (64, 32, 8), folder, log=lambda text: None)
+    search.search(search.open_study("a", beat=1), SPACE, splits, 2)
 
 
 @pytest.mark.parametrize("stop", ["SIGTERM", "SIGSTOP"])
-def test_a_worker_that_is_killed_or_paused_loses_nothing(study, tmp_path, stop):
+def test_a_worker_that_is_killed_or_paused_loses_nothing(study, tmp_path, processes, stop):
     """Its trial is taken up by another, with the same parameters, after the epoch that its run's checkpoint holds; a
     paused one's when it wakes and lets go of the run."""
     if not hasattr(signal, stop):
         pytest.skip("Windows pauses no process")
 
-    def worker(seconds):
-        code = "import sys; sys.path[:0] = ['.', 'tests']; import test_search; test_search.work(2)"
-        about = {"cwd": HOME, "stdout": subprocess.PIPE, "text": True}
-        environment = os.environ | {"SECONDS": seconds, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", code], env=environment, **about)
-
-    def wait_until(condition, process):
-        end = time.monotonic() + 120
-        while not condition():
-            assert process.poll() is None
-            assert time.monotonic() < end
+    def wait_until(condition):
+        for _ in range(2400):
+            if condition():
+                return
             time.sleep(0.05)
+        pytest.fail("two minutes were not enough")
 
-    first = worker("0.2")
-    wait_until(lambda: study.trials and len(study.trials[0].intermediate_values) >= 2, first)
-    first.send_signal(getattr(signal, stop))
-    second = worker("0")
-    if paused := stop == "SIGSTOP":
-        wait_until(lambda: states(study)[0] == "FAIL" and "COMPLETE" in states(study), second)
-        first.send_signal(signal.SIGCONT)
-    said = [process.communicate(timeout=120)[0] for process in (first, second)]
-    assert (first.returncode, second.returncode) == (0 if paused else -signal.SIGTERM, 0)
-    assert ("Trial 0 is another worker's, this one gave no heartbeat for too long" in said[0]) == paused
-    assert ("Trial 1 has to wait, another process is training its run" in said[1]) == paused
+    first, second = (processes.Process(target=work, args=(tmp_path, each), daemon=True) for each in (0.2, 0.0))
+    first.start()
+    wait_until(lambda: study.trials and len(study.trials[0].intermediate_values) >= 2)
+    os.kill(first.pid, getattr(signal, stop))
+    second.start()
+    if stop == "SIGSTOP":
+        wait_until(lambda: states(study)[:2] == ["FAIL", "FAIL"] and "COMPLETE" in states(study))  # the run is held
+        os.kill(first.pid, signal.SIGCONT)
+    first.join(120)
+    second.join(120)
+    assert (first.exitcode, second.exitcode) == (0 if stop == "SIGSTOP" else -signal.SIGTERM, 0)
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     again = [list(trial.intermediate_values) for trial in complete if trial.params == SPACE.by_hand]
     assert (states(study)[0], again) == ("FAIL", [[0, 1, 2, 3]])
@@ -161,65 +132,57 @@ def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch)
 
 
 def test_a_worker_waits_for_a_database_that_is_away(study, sets, monkeypatch, capsys):
-    engine, failures = study._storage._backend.engine, [sqlite3.OperationalError("not there\nat all")] * 3
-    connect = engine.dialect.connect
+    engine, failures = study._storage._backend.engine, 3 * [sqlite3.OperationalError("gone\nfor good")]
+    connect, main = engine.dialect.connect, threading.main_thread()
 
     def away(*about, **options):
-        if failures:
+        if failures and threading.current_thread() is main:
             raise failures.pop()
         return connect(*about, **options)
 
-    def lose():
-        engine.dispose()
-        monkeypatch.setattr(engine.dialect, "connect", away)
-
-    after_epoch_2(monkeypatch, lose)
+    monkeypatch.setattr(engine.dialect, "connect", away)
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: engine.dispose())  # to be connected with anew
     search.search(study, SPACE, sets["loc"], 1)
-    assert states(study) == ["COMPLETE"]
-    assert "\nSTUDY_DATABASE: cannot be used, trying again for 300 seconds: not there\n" in capsys.readouterr().out
-    failures += [sqlite3.OperationalError("gone")] * 3
+    assert (states(study), failures) == (["COMPLETE"], [])
+    assert "\nSTUDY_DATABASE: cannot be used, trying again for 300 seconds: gone\n" in capsys.readouterr().out
+    failures += 3 * [sqlite3.OperationalError("gone")]
     engine.dispose()
     with pytest.raises(DataError, match="STUDY_DATABASE: cannot be used, tried for 0 seconds: gone"):
         search.patiently(search.finished, study, seconds=0)
 
 
-@pytest.mark.parametrize(
-    ("address", "reason"),
-    [
-        ("oracel://me:secret@host/a", "oracel"),
-        ("me:secret@host", "parse"),
-        ("postgresql+psycopg://me:secret/a", "a bad port"),
-        ("postgresql+psycopg://me:my@secret@host/a", "@ : / in a password"),
-        ("postgresql+psycopg://me:secret@host/a", "psycopg"),  # as if it were not installed
-        ("sqlite:///no/such/folder/a.db", "unable to open database file"),
-    ],
-)
-def test_a_wrong_address_is_told_in_one_line_without_the_password(tmp_path, monkeypatch, address, reason):
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    monkeypatch.setenv("STUDY_DATABASE", address)
-    monkeypatch.setitem(sys.modules, "psycopg", None)
+def test_a_wrong_address_is_told_in_one_line_without_the_password(study, monkeypatch):
     monkeypatch.setattr(search, "RACE", 0)
-    with pytest.raises(SystemExit, match=f"STUDY_DATABASE: .*{reason}") as ended:
-        training.guard(lambda: command.main(["loc"]))
-    assert not {"secret", "\n"} & set(re.split("([^a-z\n]+|\n)", str(ended.value)))
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
+    for address, reason in {
+        "oracel://me:secret@host/a": "oracel",
+        "me:secret@host": "parse",
+        "postgresql+psycopg://me:secret/a": "a bad port",
+        "postgresql+psycopg://me:my@secret@host/a": "@ : / in a password",
+        "postgresql+psycopg://me:secret@host/a": "psycopg",
+        "sqlite:///no/such/folder/a.db": "unable to open database file",
+    }.items():
+        monkeypatch.setenv("STUDY_DATABASE", address)
+        with pytest.raises(SystemExit, match=f"^STUDY_DATABASE: .*{reason}.*$") as ended:
+            training.guard(lambda: command.main(["loc"]))
+        assert "secret" not in str(ended.value)
 
 
 def test_what_is_proposed_can_be_built_and_keeps_within_the_size():
     space = search.propose_own(models.CompactNet, training.OWN)
     for depth, width, built in ((2, 48, 48), (2, 96, 96), (3, 96, 80), (4, 96, 64)):
-        settings = replace(training.OWN, **search.as_built(space.by_hand | {"depth": depth, "width": width}))
-        assert settings == replace(training.OWN, depth=depth, width=built)
-        assert 3e5 < models.count_parameters(models.CompactNet(settings.width, settings.depth)) < 1.5e6
+        params = search.as_built(space.by_hand | {"depth": depth, "width": width})
+        assert replace(training.OWN, **params) == replace(training.OWN, depth=depth, width=built)
+        assert 3e5 < models.count_parameters(models.CompactNet(built, depth)) < 1.5e6
     for each in (space, search.propose_reference(models.FloNet, training.REFERENCE)):
-        assert replace(each.recipe, **search.as_built(each.by_hand)) == each.recipe
-        assert all(
-            values._contains(values.to_internal_repr(each.by_hand[name])) for name, values in each.ranges.items()
-        )
+        optuna.create_trial(params=each.by_hand, distributions=each.ranges, value=0)  # within the ranges
 
 
 def test_the_recipe_by_hand_comes_first_and_what_was_built_is_weighed():
-    space = search.propose_own(models.CompactNet, replace(training.OWN, depth=4, width=64))
-    study = optuna.create_study()
+    space, study = (
+        search.propose_own(models.CompactNet, replace(training.OWN, depth=4, width=64)),
+        optuna.create_study(),
+    )
 
     def add(*epochs, state=TrialState.COMPLETE, **params):
         about = {"value": max(epochs), "intermediate_values": dict(enumerate(epochs)), "state": state}
@@ -228,31 +191,29 @@ def test_the_recipe_by_hand_comes_first_and_what_was_built_is_weighed():
     for rate, width in ((0.003, 64), (0.005, 80), (0.007, 96), (0.009, 64)):  # all of which become 64
         add(0.5, 0.6 + width / 1000, learning_rate=rate, width=width)
     add(0.75, state=TrialState.PRUNED, learning_rate=0.01)
-    for _ in range(2):  # taken up by two workers
-        add(0.5, 0.625)
+    add(0.5, 0.625)
+    add(0.5, 0.625)  # taken up by two workers
     results = search.export(study, space)
     assert [row["params"]["learning_rate"] for row in results["trials"]] == [0.004, 0.003, 0.005, 0.007, 0.009, 0.01]
     assert {row["params"]["width"] for row in results["trials"]} == {64}
     assert results["trials"][0] == {"params": space.by_hand, "epochs": [0.5, 0.625], "mean": 0.625, "ahead": 0}
-    assert {name: results["trials"][5][name] for name in ("mean", "ahead")} == {"mean": None, "ahead": 0.25}
-    assert {name for name, share in results["importance"].items() if share > 1e-9} == {"learning_rate"}
+    assert (results["trials"][5]["mean"], results["trials"][5]["ahead"]) == (None, 0.25)
+    assert [name for name, share in results["importance"].items() if share > 1e-9] == ["learning_rate"]
 
 
-def test_the_command_writes_down_what_it_has_found(tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+def test_the_command_writes_down_what_it_has_found(study, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_SOURCE", "digits")
-    monkeypatch.delenv("STUDY_DATABASE", raising=False)
     monkeypatch.setattr(data, "load", functools.partial(data.load, sizes=(64, 32, 8), folder=tmp_path))
     for name, value in {"RESULTS": tmp_path / "search.json", "IMAGES": 48, "EPOCHS": 1}.items():
         monkeypatch.setattr(command, name, value)
     for wrong in (["loc", "--trials", "0"], ["loc", "--network", "FloNet2"]):
         with pytest.raises(SystemExit, match="2"):
             command.main(wrong)
-    for about in (["loc"], ["--network", "SimpleNet"]):
-        assert command.main([*about, "--trials", "1"]) == 0
-    results = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))
     own, reference = (search.propose_own, training.OWN), (search.propose_reference, training.REFERENCE)
-    for name, (propose, recipe) in {"loc": own, "SimpleNet": reference}.items():
-        (trial,), by_hand = results[name]["trials"], propose(None, recipe).by_hand
-        assert (results[name]["images"], results[name]["epochs"], trial["params"]) == (48, 1, by_hand)
-        assert results[name]["importance"] == dict.fromkeys(by_hand, 0.0)
+    for name, about, (propose, recipe) in (("loc", [], own), ("SimpleNet", ["--network", "SimpleNet"], reference)):
+        assert command.main(["loc", *about, "--trials", "1"]) == 0
+        result = json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))[name]
+        by_hand = propose(None, recipe).by_hand
+        assert (result["images"], result["epochs"], result["trials"][0]["params"]) == (48, 1, by_hand)
+        assert result["importance"] == dict.fromkeys(by_hand, 0.0)
+    assert json.loads((tmp_path / "search.json").read_text(encoding="utf-8")).keys() == {"loc", "SimpleNet"}

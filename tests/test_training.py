@@ -1,27 +1,27 @@
 """Training: the same twice, continued as if never interrupted, and never mistaken for another run."""
 
-import hashlib
-import inspect
 import itertools
 import math
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, NEVER, RICH, SHORT, Tiny, Tiny2, call_in, fit, interrupted, same_run, without_seconds
+from helpers import CPU, NEVER, RICH, SHORT, Tiny, Tiny2, call_in, fit, interrupted, same_run
 
 import data
 import models
 import training
 import utils
 from data import DataError, augment, files
-from training import Hooks, NonFiniteLoss, loop, results, runs, settings
+from training import Hooks, NonFiniteLoss, loop, results, runs
 
 pytestmark = pytest.mark.usefixtures("one_core")
+spoil = partial(call_in, step=2, function=lambda state: state.model[1][2].bias.data.fill_(math.nan))
 RECIPES = [("loc", SHORT), ("det", SHORT), ("loc", RICH), ("det", RICH)]
 
 
@@ -56,7 +56,10 @@ def test_a_longer_run_goes_on_from_the_shorter_one_that_got_furthest(sets, tmp_p
     run = fit(sets, tmp_path, settings=seven)
     assert run.status == "continued after epoch 3"
     same_run(run, fit(sets, tmp_path / "whole", settings=seven))
-    assert fit(sets, tmp_path, settings=seven, n_train=40).status == "trained"  # none of so many images
+    fixed = fit(sets, tmp_path, settings=replace(seven, learning_rate=0.0), n_train=24)
+    assert fixed.status == "trained"  # there is no other of so many images, whose scores are the network's
+    assert fixed.train == pytest.approx(utils.evaluate(fixed.load(CPU), sets["loc"].train[:24]), abs=1e-5)
+    assert fixed.load(CPU)[0].mean == utils.Normalize.fit(sets["loc"].train.images).mean  # of all images
     # A run whose weights were dropped, and a learning rate that has come down to nothing, are of no use for that.
     runs.drop_weights(fit(sets, tmp_path / "dropped").weights)
     assert fit(sets, tmp_path / "dropped", settings=five).status == "trained"
@@ -70,14 +73,15 @@ def build(network=Tiny, recipe=SHORT, **options):
 
 def test_weights_and_every_epochs_order_and_moves_follow_from_the_seed(sets):
     def drawn(epoch, seed=7, recipe=SHORT):
-        batches = list(loop.draw_batches(train, replace(recipe, seed=seed), epoch))
+        batches = list(loop.draw_batches(sets["loc"].train, replace(recipe, seed=seed), epoch))
         assert [len(images) for images, _ in batches] == [16, 16, 16, 16, 8]
-        images, labels = (torch.cat(parts) for parts in zip(*batches))
+        return listed(*(torch.cat(parts) for parts in zip(*batches)))
+
+    def listed(images, labels):
         return list(zip(images.flatten(1).sum(1).tolist(), labels.tolist()))
 
-    train = sets["loc"].train
     stored = drawn(1, recipe=replace(SHORT, shuffle=False))
-    assert stored == list(zip(train.images.flatten(1).sum(1).tolist(), train.labels.tolist()))
+    assert stored == listed(sets["loc"].train.images, sets["loc"].train.labels)
     orders = [stored, drawn(1), drawn(2), drawn(1, seed=8)]
     assert all(sorted(each) == sorted(stored) for each in orders)  # each image once
     moves = [sorted(drawn(epoch, recipe=RICH)) for epoch in (1, 2)]
@@ -101,22 +105,20 @@ def test_networks_and_optimizers_are_what_the_settings_say(sets):
     decay = {p.ndim > 1: group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
     assert decay == {True: RICH.weight_decay, False: 0.0}
 
-    state, called = build(recipe=RICH, n_train=72), []
-    rates = [state.optimizer.param_groups[0]["lr"]]
-    loop.train(state, sets["loc"], RICH, Hooks(
-        lambda state, step: called.append(step) or rates.append(state.optimizer.param_groups[0]["lr"]),
-        lambda state: called.append(f"{state.epoch} done")))  # fmt: skip
-    assert called == [each for epoch in (1, 2, 3, 4) for each in (1, 2, 3, 4, 5, f"{epoch} done")]
-    assert rates[:-1] == sorted(rates[:3]) + sorted(rates[3:-1], reverse=True)  # the last is not used
-    assert rates[3] == pytest.approx(RICH.learning_rate, rel=0.01)
-    assert rates[-2] < RICH.learning_rate / 1000
+    def on_step(state, step):
+        steps.append((state.epoch, step))
+        rates.append(state.schedule.get_last_lr()[0])
 
+    steps, rates, epochs = [], [], []
+    hooks = Hooks(on_step, lambda state: epochs.append((state.epoch, len(steps))))
+    loop.train(build(recipe=RICH, n_train=72), sets["loc"], RICH, hooks)
+    assert (steps, epochs) == ([*itertools.product(range(4), range(1, 6))], [(1, 5), (2, 10), (3, 15), (4, 20)])
+    assert rates[:-1] == sorted(rates[:2]) + sorted(rates[2:-1], reverse=True)  # the last is not used
+    assert (rates[2], rates[-2]) == (pytest.approx(RICH.learning_rate, rel=0.01), pytest.approx(0, abs=1e-6))
 
-@pytest.mark.parametrize("wrong", [{"optimizer": "adam"}, {"box_loss": "iou"}, {"epochs": 0}, {"warm_up": 0.0}])
-def test_settings_that_make_no_sense(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"^{name}: expected .*, found {value!r}$"):
-        replace(SHORT, **wrong)
+    for name, value in {"optimizer": "adam", "box_loss": "iou", "epochs": 0, "warm_up": 0.0}.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, found {value!r}$"):
+            replace(SHORT, **{name: value})
 
 
 def test_weights_of_the_first_best_epoch_are_kept():
@@ -126,12 +128,6 @@ def test_weights_of_the_first_best_epoch_are_kept():
         state.record({"val_mean": mean, "seconds": 1.0})
     assert loop.best_epoch(state.history) == 2
     assert state.best_weights["1.2.bias"].tolist() == [2.0] * 15
-
-
-def test_training_scores_are_those_of_the_training_images(sets, tmp_path):
-    run = fit(sets, tmp_path, settings=replace(SHORT, learning_rate=0.0, epochs=1), n_train=24)
-    assert run.train == pytest.approx(utils.evaluate(run.load(CPU), sets["loc"].train[:24]), abs=1e-5)
-    assert run.load(CPU)[0].mean == utils.Normalize.fit(sets["loc"].train.images).mean  # of all images
 
 
 @pytest.mark.parametrize(("task", "recipe"), RECIPES)
@@ -162,34 +158,20 @@ def test_the_precision_is_that_of_the_convolutions_in_training(sets, undisturbed
     assert run.trained_on["precision"] == files.load_tensors(run.weights)["spec"]["precision"] == precision
 
 
-def train_all(sets, threads, device):
-    """A specification and a history for each of two networks in both precisions."""
-    torch.set_num_threads(threads)
-    # Slowly: AdamW's first steps are as long as the rate whatever the gradient, so that last bits decide signs.
-    ours, trained = replace(training.OWN, learning_rate=2e-4, width=16, depth=1), []
-    for (task, network, recipe), precision in itertools.product(
-        (("loc", models.SimpleNet, training.REFERENCE), ("det", models.CompactNet2, ours)), ("float32", "bfloat16")
-    ):
-        splits, recipe = sets[task], replace(recipe, epochs=1, batch_size=32)
-        state = loop.build(network, recipe, utils.Normalize.fit(splits.train.images), 72, precision, device)
-        spec = runs.run_spec(network, splits, recipe, None, precision)
-        trained.append((spec, state.model[0].mean.item(), without_seconds(loop.train(state, splits, recipe))))
-    return trained
-
-
+@pytest.mark.parametrize(("precision", "near"), [("float32", 0.005), ("bfloat16", 0.02)])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_one_thread_agrees_with_two_in_another_process_and_with_a_gpu(sets, processes, device):
-    """Sums in another order differ in their last bits, and every step makes more of it. These are a few."""
+def test_one_thread_agrees_with_two_and_with_a_gpu(sets, device, precision, near):
+    """Sums in another order differ in their last bits, and every step makes more of it. These are two."""
     if device == "cuda" and not torch.cuda.device_count():
         pytest.skip("there is no GPU")
-    with processes.Pool(1) as pool:
-        others = pool.apply(train_all, (sets, 2, device))
-    for (spec, mean, history), (same_spec, same_mean, other) in zip(train_all(sets, 1, "cpu"), others, strict=True):
-        assert (spec, mean) == (same_spec, same_mean)  # data, code and normalization, whatever a process's hashes
-        near = {"float32": 0.005, "bfloat16": 0.02}[spec["precision"]]
-        for name, values in other.items():
-            tolerance = {"rel" if "loss" in name or "objective" in name else "abs": near}
-            assert history[name] == pytest.approx(values, **tolerance), name
+    # Slowly: AdamW's first steps are as long as the rate whatever the gradient, so that last bits decide signs.
+    recipe, histories = replace(training.OWN, learning_rate=2e-4, width=16, depth=1, epochs=1, batch_size=20), []
+    for threads, where in ((2, device), (1, "cpu")):
+        torch.set_num_threads(threads)
+        state = build(models.CompactNet2, recipe, n_train=40, precision=precision, device=where)
+        histories.append(loop.train(state, sets["det"], recipe))
+    for name in histories[0].keys() - {"seconds"}:
+        assert histories[0][name] == pytest.approx(histories[1][name], rel=near, abs=near), name
 
 
 def test_importing_asks_no_gpu_anything():
@@ -198,19 +180,12 @@ def test_importing_asks_no_gpu_anything():
     subprocess.run([sys.executable, "-c", code], cwd=Path(training.__file__).parent.parent, check=True, timeout=300)
 
 
-def spoil(epoch):
-    """Hooks that make a network's weights NaN in an epoch."""
-    return call_in(epoch, 2, lambda state: state.model[1][2].bias.data.fill_(math.nan))
-
-
 def test_weights_and_scores_that_are_not_finite_are_never_saved(sets, tmp_path, monkeypatch):
-    """One huge step: the epoch's training loss is still finite, its weights are not. And an IoU of NaN would be the
-    best for ever."""
     with pytest.raises(NonFiniteLoss, match=r"^epoch 1, step 3: .*: total nan, pc nan, box nan, classification nan$"):
         fit(sets, tmp_path, hooks=spoil(1))
-    with pytest.raises(NonFiniteLoss, match="epoch 1: val_loss is"):
+    with pytest.raises(NonFiniteLoss, match="epoch 1: val_loss is"):  # after one huge step, whose loss is still finite
         fit(sets, tmp_path, settings=replace(SHORT, epochs=1, batch_size=1000, learning_rate=1e38))
-    score = utils.score
+    score = utils.score  # an IoU of NaN would be the best for ever
     monkeypatch.setattr(utils, "score", lambda *pair: score(*pair) | {"iou": math.nan})
     with pytest.raises(NonFiniteLoss, match="epoch 1: train_iou is nan"):
         fit(sets, tmp_path)
@@ -242,8 +217,7 @@ def test_one_checkpoint_each_half_minute_and_one_at_the_end(sets, tmp_path, monk
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: clock.now))
     run = training.fit(Tiny, sets["loc"], replace(RICH, epochs=8), Hooks(on_epoch=on_epoch))
     assert there == [[], [], [], [4], [4], [4], [7, 4], [8]]
-    stored = files.load_tensors(run.weights)
-    assert (stored["state"], stored["history"], stored["finished"]) == (None, run.history, True)
+    assert files.load_tensors(run.weights)["state"] is None
 
 
 @pytest.mark.parametrize(("source", "same", "other"), [
@@ -258,32 +232,21 @@ def test_the_key_is_of_what_decides_numbers(source, same, other):
 
 
 def test_other_code_settings_data_and_versions_make_another_run(sets, monkeypatch):
-    code = "".join(runs.bare_code(inspect.getsource(module)) for module in (models, utils, augment, loop))
-    assert hashlib.sha256(code.encode()).hexdigest() == runs.CODE
-    splits, recipe = replace(sets["loc"], source="course"), asdict(SHORT)  # of those files every pixel counts
-
-    def folder(network=Tiny, splits=splits, n_train=None, precision="float32", **changes):
+    def folder(network=Tiny, splits=sets["loc"], n_train=None, precision="float32", **changes):
         return runs.run_folder(runs.run_spec(network, splits, replace(SHORT, **changes), n_train, precision))
 
-    def changed(part, name):
-        tensor = getattr(getattr(splits, part), name).clone()
-        tensor[3].view(-1)[2] += 1
-        return replace(splits, **{part: replace(getattr(splits, part), **{name: tensor})})
-
-    other = {"optimizer": "adamw", "box_loss": "giou", "warm_up": 0.5}
-    other |= {name: not value if isinstance(value, bool) else value + 1 for name, value in recipe.items()
-              if name not in other}  # fmt: skip
+    named, recipe = {"optimizer": "adamw", "box_loss": "giou", "warm_up": 0.5}, asdict(SHORT)
     assert "precision" not in recipe  # which is the device's; a recipe is the same everywhere
-    folders = [folder(**{name: value}) for name, value in other.items()]
-    folders += [folder(splits=changed(*part)) for part in itertools.product(("train", "val"), ("images", "labels"))]
-    folders += [folder(), folder(models.SimpleNet), folder(models.FloNet), folder(Tiny2), folder(splits=sets["loc"])]
-    folders += [folder(splits=sets["det"]), folder(n_train=9), folder(precision="bfloat16")]
+    folders = [folder(**{name: named.get(name) or value + 1}) for name, value in recipe.items()]
+    folders += [folder(), folder(models.SimpleNet), folder(models.FloNet), folder(Tiny2), folder(splits=sets["det"])]
+    folders += [folder(n_train=9), folder(precision="bfloat16"), folder(splits=replace(sets["loc"], source="course"))]
     for owner, name in ((torch, "__version__"), (runs, "CODE")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, "3.0")
             folders.append(folder())
     assert len(set(folders)) == len(folders)
-    assert folder(splits=changed("test", "images")) == folder() == folder(n_train=len(splits.train))
+    assert folder() == folder(n_train=len(sets["loc"].train)) == folders[len(recipe)]
+    assert runs._code_of(models, utils, augment, loop) == runs.CODE
 
 
 def test_a_run_tells_where_it_was_trained(sets, tmp_path, monkeypatch):
@@ -295,45 +258,42 @@ def test_a_run_tells_where_it_was_trained(sets, tmp_path, monkeypatch):
             assert fit(sets, tmp_path).trained_on == {"device": "a CPU, then a GPU", "torch": "3.0"}
 
 
-@pytest.mark.parametrize(("gpu", "cpu", "profile", "precision"), [  # what the GPU, if any, and the CPU can
-    (None, {}, "quick", "float32"), (None, {"amx_bf16": True}, "quick", "bfloat16"),
-    (True, {}, "full", "bfloat16"), (False, {"amx_bf16": True}, "full", "float32"),
+@pytest.mark.parametrize(("gpu", "cpu", "precision"), [  # whether a GPU, if any, and the CPU compute with it
+    (None, False, "float32"), (None, True, "bfloat16"), (True, False, "bfloat16"), (False, True, "float32"),
 ])  # fmt: skip
-def test_profile_and_precision_follow_from_the_device_and_publishing_from_store(
-    sets, monkeypatch, gpu, cpu, profile, precision
-):
-    for name, value in (("RUNS_DIR", "elsewhere"), ("PROFILE", ""), ("STORE", "")):
-        monkeypatch.setenv(name, value)
+def test_precision_and_profile_follow_from_the_device(sets, monkeypatch, gpu, cpu, precision):
+    monkeypatch.delenv("PROFILE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
-    assert (settings.choose_precision(), training.choose_profile().name) == (precision, profile)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": cpu}, raising=False)
     assert runs.run_spec(Tiny, sets["loc"], SHORT)["precision"] == precision
-    assert training.choose_profile().outcome_folder("figures") == Path("elsewhere") / profile / "figures"
-    monkeypatch.setenv("STORE", "yes")
-    expected = Path("figures") if profile == "full" else Path("elsewhere/quick/figures")
-    assert training.choose_profile().outcome_folder("figures") == expected
+    assert training.choose_profile().name == ("quick" if gpu is None else "full")
 
 
 def test_what_a_lab_has_saved_another_reads(sets, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STORE", "yes")
+    for name, value in (("RUNS_DIR", "kept"), ("STORE", "yes")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(data, "load", lambda task, sizes: sets[task])
     small = replace(training.PROFILES["smoke"], publishable=True, settings=SHORT, own=replace(RICH, epochs=1))
+    assert small.outcome_folder("figures") == Path("figures")
+    monkeypatch.delenv("STORE")  # which alone publishes
+    assert small.outcome_folder("figures") == Path("kept/smoke/figures")
+    monkeypatch.setenv("STORE", "yes")
     networks, lab = [Tiny, models.CompactNet], training.Lab("loc", replace(small, caps={"Tiny": 24}))
     losses = lab.overfit(models.SimpleNet, images=8, steps=40)
     assert losses[-1] < losses[0] / 2
-    made = [lab.train(networks) for _ in range(2)][1]
+    made = lab.train(networks)
     said = capsys.readouterr().out
     assert "Tiny: trained, 24 images, best epoch" in said
-    assert "CompactNet: loaded, 72 images, best epoch 1 of 1" in said
+    assert "CompactNet: trained, 72 images, best epoch 1 of 1" in said
     tests, fits = [lab.test(run) for run in reversed(made)], lab.score_fit(made)
     assert fits["Tiny"] == utils.evaluate(made[0].load(), sets["loc"].train[:24])
     saved = lab.save(made, tests, lab.test_baselines(), fits)
-    assert (saved["selected"], saved["test"], saved["others"]["Tiny"]) == (
+    assert [saved["selected"], saved["test"], saved["others"]["Tiny"]] == [
         "CompactNet",
         *(each.scores for each in tests),
-    )
+    ]
     assert saved["unrounded"]["iou"] != saved["test"]["iou"]
 
     monkeypatch.setattr(training.lab, "fit", lambda *about, **named: pytest.fail("trained"))
@@ -341,7 +301,6 @@ def test_what_a_lab_has_saved_another_reads(sets, tmp_path, monkeypatch, capsys)
     lab = training.Lab("loc", replace(small, published=("Tiny", "CompactNet", "SimpleNet")))
     read = lab.train(networks)
     again = [lab.test(run) for run in reversed(read)]
-    assert torch.equal(again[0].outputs, tests[0].outputs)
     assert lab.save(read, again, lab.test_baselines(), lab.score_fit(read)) == saved == results.published_results("loc")
     with pytest.raises(DataError, match="no weights of it were published"):
         read[0].load()

@@ -18,7 +18,6 @@ from training.loop import forward_and_loss
 LN2, LN3, LN4, LN9 = map(math.log, (2, 3, 4, 9))
 FULL_BOX, HALF_BOX = (0.5, 0.5, 0.2, 0.4), (0.5, 0.5, 0.2, 0.2)  # IoU 1/2: 1/2 in common of 1 in all
 SHIFTED_BOX = (0.6, 0.5, 0.2, 0.4)  # by half its width: 1/2 in common of 3/2 in all, IoU 1/3
-
 WEIGHTS = {"l1_weight": 2, "giou_weight": 3, "box_weight": 4, "class_weight": 5, "label_smoothing": 0.1}
 
 
@@ -71,11 +70,11 @@ def test_loss_and_metric_by_hand(task):
         right = likely + (classes - 1) * share * (unlikely - likely)
         wrong = unlikely + share * (likely - unlikely)
         terms = [pc, box_weight * box, class_weight * (2 * right + wrong) / 3]
-        found = utils.combined_loss(outputs, labels, utils.squared_error, box_weight, class_weight, smoothing)
-        assert torch.stack(found).tolist() == pytest.approx([sum(terms), *terms], abs=1e-6)
+        loss = utils.combined_loss(outputs, labels, utils.squared_error, box_weight, class_weight, smoothing)
+        assert torch.stack(loss).tolist() == pytest.approx([sum(terms), *terms], abs=1e-6)
     matches, names = utils.match(outputs, labels), ("accuracy", "iou", "mean", "digit_accuracy", "iou_all")
-    found, nothing = utils.score(outputs, labels), utils.score(outputs - 5, labels)
-    assert [found[name] for name in names] == pytest.approx([3 / 6, 2 / 3, (3 / 6 + 2 / 3) / 2, 1 / 3, 4 / 9])
+    scores, nothing = utils.score(outputs, labels), utils.score(outputs - 5, labels)
+    assert [scores[name] for name in names] == pytest.approx([3 / 6, 2 / 3, (3 / 6 + 2 / 3) / 2, 1 / 3, 4 / 9])
     assert [nothing[name] for name in names] == [3 / 6, 0, 3 / 12, 0, 0]
     assert matches.digit.tolist() == [True, True, True, False, False, False]
     assert matches.detected.tolist() == [True, True, False, False, False, True]
@@ -113,10 +112,10 @@ def test_edges_cost_the_logarithm_of_the_probability_of_the_true_ones(task):
     assert utils.edge_loss(edges, labels).item() == pytest.approx(expected, rel=1e-4)
     assert utils.edge_loss([each[1:] for each in edges], labels[1:]) == 0
     # Training adds it to the other losses, all with the settings' weights.
-    found = forward_and_loss(lambda _: models.TrainOutputs(outputs, edges), torch.zeros(0), labels, settings)[1]
+    loss = forward_and_loss(lambda _: models.TrainOutputs(outputs, edges), torch.zeros(0), labels, settings)[1]
     others = utils.combined_loss(outputs, labels, partial(utils.l1_giou, l1_weight=2, giou_weight=3), 4, 5, 0.1)
     extra = torch.tensor([6 * expected, 0, 6 * expected, 0])
-    torch.testing.assert_close(torch.stack(found), torch.stack(others) + extra)
+    torch.testing.assert_close(torch.stack(loss), torch.stack(others) + extra)
 
 
 def masked_loss(outputs, labels, box_loss):
@@ -136,10 +135,10 @@ def test_without_a_digit_only_pc_is_read_and_learnt_and_the_device_never_waited_
     other = torch.where((labels[..., :1] == 1) | (torch.arange(6) == 0), labels, filler)
     outputs.requires_grad_()
     for box_loss in (utils.l1_giou, utils.squared_error):
-        _, *found = utils.combined_loss(outputs, other, box_loss)
+        _, *actual = utils.combined_loss(outputs, other, box_loss)
         expected = masked_loss(outputs, labels, box_loss)
-        found, expected = ([*terms, *torch.autograd.grad(sum(terms), outputs)] for terms in (found, expected))
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        actual, expected = ([*terms, *torch.autograd.grad(sum(terms), outputs)] for terms in (actual, expected))
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
     scores, terms = utils.score(outputs, other), [term.item() for term in expected[:3]]
     assert scores == utils.score(outputs, labels)
     assert [scores[f"loss{name}"] for name in ("", "_pc", "_box", "_class")] == pytest.approx([sum(terms), *terms])
@@ -151,20 +150,17 @@ def test_without_a_digit_only_pc_is_read_and_learnt_and_the_device_never_waited_
         masked_loss(outputs, labels, box_loss)
 
 
-@pytest.mark.parametrize(
-    ("function", "shapes", "options", "message"),
-    [
-        (utils.combined_loss, ((4, 14), (4, 6)), {}, r"outputs: .*\(N, 15\) or \(N, 6, 2, 3\), found \(4, 14\)"),
-        (utils.combined_loss, ((4, 15), (4, 5)), {}, r"labels: .*\(N, 6\) or \(N, 2, 3, 6\), found \(4, 5\)"),
-        (utils.combined_loss, ((4, 15), (3, 6)), {}, r"\(4, 15\) and labels \(3, 6\) do not go together"),
-        (utils.match, ((4, 6, 2, 3), (4, 6)), {}, r"\(4, 6, 2, 3\) and labels \(4, 6\) do not go together"),
-        (utils.decode, ((15,),), {}, r"outputs: .* found \(15,\)"),
-        (lambda zeros: utils.decode(zeros.log() - zeros.log()), ((1, 15),), {}, "outputs: expected finite numbers"),
-        (utils.decode, ((1, 15),), {"threshold": -0.01}, r"threshold: expected a number in \[0, 1\], found -0.01"),
-        (utils.decode, ((1, 15),), {"nms_iou": 1.01}, r"nms_iou: expected a number in \[0, 1\], found 1.01"),
-        (utils.decode, ((1, 15),), {"threshold": math.nan}, "threshold: .* found nan"),
-    ],
-)
+@pytest.mark.parametrize(("function", "shapes", "options", "message"), [
+    (utils.combined_loss, ((4, 14), (4, 6)), {}, r"outputs: .*\(N, 15\) or \(N, 6, 2, 3\), found \(4, 14\)"),
+    (utils.combined_loss, ((4, 15), (4, 5)), {}, r"labels: .*\(N, 6\) or \(N, 2, 3, 6\), found \(4, 5\)"),
+    (utils.combined_loss, ((4, 15), (3, 6)), {}, r"\(4, 15\) and labels \(3, 6\) do not go together"),
+    (utils.match, ((4, 6, 2, 3), (4, 6)), {}, r"\(4, 6, 2, 3\) and labels \(4, 6\) do not go together"),
+    (utils.decode, ((15,),), {}, r"outputs: .* found \(15,\)"),
+    (lambda zeros: utils.decode(zeros.log() - zeros.log()), ((1, 15),), {}, "outputs: expected finite numbers"),
+    (utils.decode, ((1, 15),), {"threshold": -0.01}, r"threshold: expected a number in \[0, 1\], found -0.01"),
+    (utils.decode, ((1, 15),), {"nms_iou": 1.01}, r"nms_iou: expected a number in \[0, 1\], found 1.01"),
+    (utils.decode, ((1, 15),), {"threshold": math.nan}, "threshold: .* found nan"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused(function, shapes, options, message):
     with pytest.raises(ValueError, match=message):
         function(*map(torch.zeros, shapes), **options)
@@ -173,27 +169,24 @@ def test_what_does_not_fit_is_refused(function, shapes, options, message):
 def test_outputs_depend_neither_on_the_batch_size_nor_on_the_others_in_the_batch():
     train = digits("det").train[:17]
     model = torch.nn.Sequential(utils.Normalize.fit(train.images), models.SimpleNet2()).train()  # with batch norm
-    found = utils.infer(model, train.images, batch_size=7)
+    batched = utils.infer(model, train.images, batch_size=7)
     assert not model.training
     alone = torch.cat([model(image[None]).detach() for image in train.images])
-    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batched, alone, rtol=1e-4, atol=1e-5)
     assert utils.evaluate(model, train) == pytest.approx(utils.score(alone, train.labels), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("outputs", "box", "class_id", "score"),
-    [
-        # Cell (1, 2) begins at (40, 24) and is 20 x 24 pixels: centre (50, 30), size (16, 12).
-        (det_outputs({(1, 2): (LN3, 0.5, 0.25, 0.8, 0.5, LN4)}), (42, 24, 58, 36), 1, 3 / 4 * 4 / 5),
-        (det_outputs({(0, 1): (LN3, 0.5, 0.5, 1.0, 1.0, -LN4)}), (20, 0, 40, 24), 0, 3 / 4 * 4 / 5),
-        (loc_row(LN3, (0.5, 0.5, 0.2, 0.5), c7=LN9)[None], (24, 12, 36, 36), 7, 3 / 4 * 1 / 2),  # class 9/(9 + 9)
-        (loc_row(LN3, (0.0, 1.0, 0.5, 0.5), c0=99.0)[None], (0, 36, 15, 48), 0, 3 / 4),  # cut to the image
-        (loc_row(LN3, (0.5, 0.5, 3.0, -1.0), c0=99.0)[None], (0, 24, 60, 24), 0, 3 / 4),  # no height, nothing swapped
-    ],
-)
+@pytest.mark.parametrize(("outputs", "box", "class_id", "score"), [
+    # Cell (1, 2) begins at (40, 24) and is 20 x 24 pixels: centre (50, 30), size (16, 12).
+    (det_outputs({(1, 2): (LN3, 0.5, 0.25, 0.8, 0.5, LN4)}), (42, 24, 58, 36), 1, 3 / 4 * 4 / 5),
+    (det_outputs({(0, 1): (LN3, 0.5, 0.5, 1.0, 1.0, -LN4)}), (20, 0, 40, 24), 0, 3 / 4 * 4 / 5),
+    (loc_row(LN3, (0.5, 0.5, 0.2, 0.5), c7=LN9)[None], (24, 12, 36, 36), 7, 3 / 4 * 1 / 2),  # class 9/(9 + 9)
+    (loc_row(LN3, (0.0, 1.0, 0.5, 0.5), c0=99.0)[None], (0, 36, 15, 48), 0, 3 / 4),  # cut to the image
+    (loc_row(LN3, (0.5, 0.5, 3.0, -1.0), c0=99.0)[None], (0, 24, 60, 24), 0, 3 / 4),  # no height, nothing swapped
+])  # fmt: skip
 def test_decode_by_hand(outputs, box, class_id, score):
-    found = {name: values[0].tolist() for name, values in utils.decode(outputs)[0].items()}
-    assert found == {"boxes": pytest.approx(box, abs=1e-4), "labels": class_id, "scores": pytest.approx(score)}
+    digit = {name: values[0].tolist() for name, values in utils.decode(outputs)[0].items()}
+    assert digit == {"boxes": pytest.approx(box, abs=1e-4), "labels": class_id, "scores": pytest.approx(score)}
 
 
 def test_decode_keeps_what_is_above_the_threshold_best_first_and_of_overlapping_boxes_the_best():
@@ -208,8 +201,8 @@ def test_decode_keeps_what_is_above_the_threshold_best_first_and_of_overlapping_
     lefts = {(0.3, None): [12, 13, 10, 4], (0.5, None): [12, 13, 10], (0.7, None): [12, 13], (1.0, None): []}
     lefts |= {(0.5, 0.3): [12, 13], (0.5, 0.77): [12, 13], (0.5, 0.79): [12, 13, 10]}
     for options, expected in lefts.items():
-        found = [each["boxes"][:, 0].round().tolist() for each in utils.decode(outputs, *options)]
-        assert found == [expected, [13] if expected else []]  # another class and another image are left alone
+        kept = [each["boxes"][:, 0].round().tolist() for each in utils.decode(outputs, *options)]
+        assert kept == [expected, [13] if expected else []]  # another class and another image are left alone
     assert utils.match(outputs, det_labels({}, {})).detected.reshape(2, 6).sum(1).tolist() == [3, 1]  # as from 0.5 on
     assert not len(utils.decode(torch.zeros(1, 15))[0]["boxes"])
     assert not utils.match(torch.zeros(1, 15), torch.tensor([NO_DIGIT])).detected.any()
@@ -217,30 +210,27 @@ def test_decode_keeps_what_is_above_the_threshold_best_first_and_of_overlapping_
 
 def test_true_boxes_by_hand():
     grid = det_labels({(1, 2): (1, 0.5, 0.25, 0.8, 0.5, 1), (0, 0): (1, 0, 0.5, 0.4, 1, 0)}, {})
-    found = utils.true_boxes(grid) + utils.true_boxes(torch.tensor([(1, 0.5, 0.5, 0.2, 0.5, 7), NO_DIGIT]))
-    boxes = [each["boxes"].round(decimals=3).tolist() for each in found]
+    per_image = utils.true_boxes(grid) + utils.true_boxes(torch.tensor([(1, 0.5, 0.5, 0.2, 0.5, 7), NO_DIGIT]))
+    boxes = [each["boxes"].round(decimals=3).tolist() for each in per_image]
     assert boxes == [[[-4, 0, 4, 24], [42, 24, 58, 36]], [], [[24, 12, 36, 36]], []]
-    assert [each["labels"].tolist() for each in found] == [[0, 1], [], [7], []]
-    assert found[1]["boxes"].shape == found[3]["boxes"].shape == (0, 4)
+    assert [each["labels"].tolist() for each in per_image] == [[0, 1], [], [7], []]
+    assert per_image[1]["boxes"].shape == per_image[3]["boxes"].shape == (0, 4)
 
 
-@pytest.mark.parametrize(
-    ("confidence", "height", "expected"),
-    [
-        # Precision is 1 up to recall 1/2 and then 0; of COCO's 101 recalls 0, 0.01, ... 1, 51 are at most 1/2.
-        ((20.0, -20.0, -20.0), 0.4, [51 / 101, 51 / 101, 51 / 101]),
-        ((20.0, -1.0, -20.0), 0.4, [1, 1, 1]),  # accuracy counts a sigmoid of 0.27 as missed
-        ((20.0, 20.0, -20.0), 0.256, [3 / 10, 1, 0]),  # IoU 0.64: the first three of .50, .55 ... .95
-        ((1.0, 1.5, 2.0), 0.4, [2 / 3, 2 / 3, 2 / 3]),  # precision 0/1, 1/2, 2/3, so 2/3 at every recall
-        ((-20.0, -20.0, -20.0), 0.4, [0, 0, 0]),
-    ],
-)
+@pytest.mark.parametrize(("confidence", "height", "expected"), [
+    # Precision is 1 up to recall 1/2 and then 0; of COCO's 101 recalls 0, 0.01, ... 1, 51 are at most 1/2.
+    ((20.0, -20.0, -20.0), 0.4, [51 / 101, 51 / 101, 51 / 101]),
+    ((20.0, -1.0, -20.0), 0.4, [1, 1, 1]),  # accuracy counts a sigmoid of 0.27 as missed
+    ((20.0, 20.0, -20.0), 0.256, [3 / 10, 1, 0]),  # IoU 0.64: the first three of .50, .55 ... .95
+    ((1.0, 1.5, 2.0), 0.4, [2 / 3, 2 / 3, 2 / 3]),  # precision 0/1, 1/2, 2/3, so 2/3 at every recall
+    ((-20.0, -20.0, -20.0), 0.4, [0, 0, 0]),
+])  # fmt: skip
 def test_map_by_hand(confidence, height, expected):
     """Of two digits and an empty image; then of two classes, the second of which is taken for a third."""
     outputs = torch.stack([loc_row(pc, (0.5, 0.5, 0.2, height), c3=40.0) for pc in confidence])
     labels = torch.tensor([(1, *FULL_BOX, 3), (1, *FULL_BOX, 3), NO_DIGIT])
-    found = list(utils.mean_average_precision(outputs, labels).scores.values())
-    assert found == pytest.approx([*expected, expected[0]], abs=1e-6)  # the last is the class's own
+    scores = list(utils.mean_average_precision(outputs, labels).scores.values())
+    assert scores == pytest.approx([*expected, expected[0]], abs=1e-6)  # the last is the class's own
     labels[1, 5], outputs = 5, perfect_outputs(labels)
     outputs[1, 5 + 7] = 100.0
     scores, precision = utils.mean_average_precision(outputs, labels)
@@ -255,8 +245,8 @@ def test_map_is_that_of_torchmetrics_given_one_image_at_a_time(task):
     labels, rng = digits(task).train.labels[:40], torch.Generator().manual_seed(1)
     outputs, plain = perfect_outputs(labels), MeanAveragePrecision(class_metrics=True)
     for truth, value in ((labels, 1), (torch.zeros_like(labels), 0)):  # without digits torchmetrics says -1
-        found = utils.mean_average_precision(outputs, truth).scores.values()
-        assert list(found) == pytest.approx([value] * len(found), abs=1e-5)
+        scores = utils.mean_average_precision(outputs, truth).scores.values()
+        assert list(scores) == pytest.approx([value] * len(scores), abs=1e-5)
     for channels, spread in ((slice(0, 1), 20), (slice(1, 5), 0.03)):
         outputs[:, channels] += torch.randn(outputs[:, channels].shape, generator=rng) * spread
     outputs = models.round_boxes(outputs)
@@ -264,9 +254,9 @@ def test_map_is_that_of_torchmetrics_given_one_image_at_a_time(task):
         plain.update(utils.decode(one, 0.01), utils.true_boxes(truth))
     summary = {name: value.tolist() for name, value in plain.compute().items()}
     expected = [*(summary[name] for name in ("map", "map_50", "map_75")), *summary["map_per_class"]]
-    found = list(utils.mean_average_precision(outputs, labels).scores.values())
-    assert found == pytest.approx([value for value in expected if value >= 0], abs=1e-6)  # -1: a class without digits
-    assert 0.1 < found[0] < 0.9
+    scores = list(utils.mean_average_precision(outputs, labels).scores.values())
+    assert scores == pytest.approx([value for value in expected if value >= 0], abs=1e-6)  # -1: a class without digits
+    assert 0.1 < scores[0] < 0.9
 
 
 def test_the_reference_s_metric_by_hand():

@@ -294,7 +294,7 @@ def recipes_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
 def reproduction_table(task: str, study: str, rows: Sequence[dict[str, Any]]) -> str:
     """The reference's networks as published and as trained here: validation means by the metric of the reference's
     notebook, as published and here, and by ours, as it trained them and with shuffled images."""
-    shuffled, lines = published_results(task)["networks"], []
+    shuffled, lines = (published_results(task) or {}).get("networks", {}), []
     for row in rows:
         curves, published = row["curves"], published_curves(row["network"])
         line = [row["network"] + ending(row)]
