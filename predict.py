@@ -389,9 +389,11 @@ class Piece(NamedTuple):
         return self.answer[:NONE].max().item()
 
 
-def _quality(pieces: Sequence[Piece], total: int) -> float:
-    """The share of the ink that is digits, weighed by how certain that is."""
-    return sum(each.score * each.size for each in pieces if each.score > 0.5) / max(total, 1)
+def _quality(pieces: Sequence[Piece], total: int, ones: float = 1.0) -> float:
+    """The share of the ink that is digits, weighed by how certain that is; `ones`: how much ones count."""
+    read = [each for each in pieces if each.score > 0.5]
+    weights = [ones if each.answer[:NONE].argmax() == 1 else 1.0 for each in read]
+    return sum(each.score * each.size * weight for each, weight in zip(read, weights, strict=True)) / max(total, 1)
 
 
 def _fill(pieces: Sequence[Piece], shape: tuple[int, int]) -> bool:
@@ -416,7 +418,7 @@ def _find_pieces(image: Raster, weights: Trained, threshold: float) -> Reading:
         np.concatenate((gray[:2].ravel(), gray[-2:].ravel(), gray[:, :2].ravel(), gray[:, -2:].ravel())) - ground
     )
     cut = (border < 0.15 * np.ptp(gray)).mean() > 0.4 and (border > 0.5 * np.ptp(gray)).any()
-    best, quality, edge, quarters, notes = [], -1.0, 0, 0, []
+    best, quality, share, edge, quarters, notes = [], -1.0, 0.0, 0, 0, []
     for margin, side, window, change in sorted(WAYS, key=lambda way: not way[0]) if cut else WAYS:
         shown = padded if margin else gray
         ink = _ink_of(shown, side * sign, window)
@@ -425,14 +427,16 @@ def _find_pieces(image: Raster, weights: Trained, threshold: float) -> Reading:
             if turn:
                 answers = _ask(torch.stack([each.shown for each in pieces]).rot90(turn, (2, 3)))
                 pieces = [each._replace(answer=answer) for each, answer in zip(pieces, answers, strict=True)]
-            better = _quality(pieces, total) - quality
-            if margin and not (quality + better > 0.5 and _fill(pieces, gray.shape)):
+            read = _quality(pieces, total)
+            if margin and not (read > 0.5 and _fill(pieces, gray.shape)):
                 continue  # the frame is for what has been cut out at its box
-            slits = side < 0 and len(pieces) < 4 and all(each.answer[:NONE].argmax() == 1 for each in pieces)
-            if better > (0.02 if side > 0 else 0.3) + 0.1 * (turn > 0) and not slits:  # between strokes of the true ink
-                best, quality, edge, quarters = pieces, quality + better, frame * margin, turn
+            if window < 0.2 and len(pieces) < 6:
+                continue  # so small a window is for pages: in it the edges of a hand's shadow are strokes
+            rated = _quality(pieces, total, ones=0.1)  # lines, and slits between strokes, look like ones
+            if rated > quality + (0.02 if side > 0 else 0.3) + 0.1 * (turn > 0):
+                best, quality, share, edge, quarters = pieces, rated, read, frame * margin, turn
                 notes = ["dark on light"] * (side * sign < 0) + ["without lines"] * (change == "lines")
-        if quality > GOOD:
+        if share > GOOD:
             break
     notes += [f"turned by {90 * quarters} degrees counterclockwise"] * (quarters > 0)
     notes += [f"{len(best)} piece{'s' * (len(best) > 1)} of ink" if best else "nothing stands out from the ground"]

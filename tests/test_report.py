@@ -104,7 +104,7 @@ def test_networks_are_described_layer_by_layer():
         (models.SimpleNet2, "c10 c20 P c35 (3×5) P c40+BN P c20 (5×4) P c6"),
         (models.CompactNet, "fold 2×2 c32 c32 c80/2 c80 c80"),
     ):
-        assert report.describe_network(network)["summary"].startswith(summary)
+        assert report.layers_of(network()).startswith(summary)
 
 
 def test_the_report_is_built_from_what_lies_there():

@@ -33,17 +33,19 @@ def undisturbed(sets, tmp_path_factory):
 
 @pytest.mark.parametrize(("epoch", "step"), [(1, 3), (2, 1), (4, 2)])
 @pytest.mark.parametrize(("task", "recipe"), RECIPES)
-def test_runs_are_continued_and_loaded(sets, undisturbed, tmp_path, task, recipe, epoch, step):
+def test_runs_are_continued_and_loaded(sets, undisturbed, tmp_path, monkeypatch, task, recipe, epoch, step):
     torch.manual_seed(123)  # what was drawn before does not matter, and nothing is drawn from there
-    expected, trained = torch.rand(3), []
+    expected, trained, devices = torch.rand(3), [], iter("AB")
     torch.manual_seed(123)
+    monkeypatch.setattr(runs, "provenance", lambda precision: {"device": next(devices), "torch": "3.0"})
     interrupted(sets, tmp_path, epoch, task, recipe, step)
     run = fit(sets, tmp_path, task, recipe, hooks=Hooks(on_epoch=lambda state: trained.append(state.epoch)))
+    loaded = fit(sets, tmp_path, task, recipe, hooks=NEVER)
     assert torch.equal(torch.rand(3), expected)
     assert trained == list(range(epoch, recipe.epochs + 1))
     assert run.status == (f"continued after epoch {epoch - 1}" if epoch > 1 else "trained")
-    loaded = fit(sets, tmp_path, task, recipe, hooks=NEVER)
-    assert (loaded.status, loaded.history) == ("loaded", run.history)  # "seconds" too
+    assert run.trained_on == {"device": "A, then B" if epoch > 1 else "B", "torch": "3.0"}
+    assert (loaded.status, loaded.history, loaded.trained_on) == ("loaded", run.history, run.trained_on)
     for each in (run, loaded):
         same_run(each, undisturbed[task, recipe])
 
@@ -180,19 +182,18 @@ def test_importing_asks_no_gpu_anything():
     subprocess.run([sys.executable, "-c", code], cwd=Path(training.__file__).parent.parent, check=True, timeout=300)
 
 
-def test_weights_and_scores_that_are_not_finite_are_never_saved(sets, tmp_path, monkeypatch):
+def test_what_is_not_finite_is_never_saved_and_a_run_finished_with_the_epochs_before(
+    sets, undisturbed, tmp_path, monkeypatch
+):
     with pytest.raises(NonFiniteLoss, match=r"^epoch 1, step 3: .*: total nan, pc nan, box nan, classification nan$"):
         fit(sets, tmp_path, hooks=spoil(1))
     with pytest.raises(NonFiniteLoss, match="epoch 1: val_loss is"):  # after one huge step, whose loss is still finite
         fit(sets, tmp_path, settings=replace(SHORT, epochs=1, batch_size=1000, learning_rate=1e38))
-    score = utils.score  # an IoU of NaN would be the best for ever
-    monkeypatch.setattr(utils, "score", lambda *pair: score(*pair) | {"iou": math.nan})
+    monkeypatch.setattr(utils, "score", lambda *pair, score=utils.score: score(*pair) | {"iou": math.nan})
     with pytest.raises(NonFiniteLoss, match="epoch 1: train_iou is nan"):
         fit(sets, tmp_path)
+    monkeypatch.undo()
     assert not list(tmp_path.rglob("*.pt"))
-
-
-def test_a_run_that_diverges_is_finished_with_the_epochs_before(sets, undisturbed, tmp_path):
     run, whole = fit(sets, tmp_path, hooks=spoil(3)), undisturbed["loc", SHORT]
     assert (run.status, run.diverged, whole.diverged) == ("trained", True, False)
     assert run.history["val_loss"] == whole.history["val_loss"][:2]
@@ -249,15 +250,6 @@ def test_other_code_settings_data_and_versions_make_another_run(sets, monkeypatc
     assert runs._code_of(models, utils, augment, loop) == runs.CODE
 
 
-def test_a_run_tells_where_it_was_trained(sets, tmp_path, monkeypatch):
-    for device in ("a CPU", "a GPU", "a telephone"):  # it is interrupted, continued and loaded
-        monkeypatch.setattr(runs, "provenance", lambda precision, device=device: {"device": device, "torch": "3.0"})
-        if device == "a CPU":
-            interrupted(sets, tmp_path, 3)
-        else:
-            assert fit(sets, tmp_path).trained_on == {"device": "a CPU, then a GPU", "torch": "3.0"}
-
-
 @pytest.mark.parametrize(("gpu", "cpu", "precision"), [  # whether a GPU, if any, and the CPU compute with it
     (None, False, "float32"), (None, True, "bfloat16"), (True, False, "bfloat16"), (False, True, "float32"),
 ])  # fmt: skip
@@ -276,10 +268,7 @@ def test_what_a_lab_has_saved_another_reads(sets, tmp_path, monkeypatch, capsys)
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(data, "load", lambda task, sizes: sets[task])
     small = replace(training.PROFILES["smoke"], publishable=True, settings=SHORT, own=replace(RICH, epochs=1))
-    assert small.outcome_folder("figures") == Path("figures")
-    monkeypatch.delenv("STORE")  # which alone publishes
-    assert small.outcome_folder("figures") == Path("kept/smoke/figures")
-    monkeypatch.setenv("STORE", "yes")
+    assert replace(small, publishable=False).outcome_folder("figures") == Path("kept/smoke/figures")
     networks, lab = [Tiny, models.CompactNet], training.Lab("loc", replace(small, caps={"Tiny": 24}))
     losses = lab.overfit(models.SimpleNet, images=8, steps=40)
     assert losses[-1] < losses[0] / 2
