@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.trials < 1:
         parser.error(f"--trials: expected at least 1, found {chosen.trials}")
     if chosen.network and NETWORKS[chosen.network][0] not in tasks:
-        parser.error(f"--network: expected one of {', '.join(tasks)}, found {chosen.network}")
+        parser.error(f"--network: expected a network of {', '.join(tasks)}, found {chosen.network}")
     training.check_runs_folder()
     try:
         for name in [chosen.network] if chosen.network else [models.OURS[task].__name__ for task in tasks]:

@@ -47,7 +47,7 @@ class Space(NamedTuple):
         return {name: getattr(self.recipe, name) for name in self.ranges}
 
 
-# Both take a network and its recipe.
+# Each is called with a network and its recipe.
 propose_own = partial(Space, {
     "depth": Int(2, 4), "width": Int(48, 96, step=16), "learning_rate": Log(2e-3, 1.2e-2),
     "weight_decay": Log(1e-2, 0.5), "batch_size": Choice((32, 64, 128)), "warm_up": Float(0.1, 0.4),
@@ -94,17 +94,16 @@ def patiently(call: Callable[..., Any], *arguments: Any, seconds: int = PATIENCE
 def open_study(name: str, beat: int = BEAT) -> optuna.Study:
     """The study of that name, created where there is none, in the database that STUDY_DATABASE names, such as
     postgresql+psycopg://user:password@host/name; by default SQLite in the runs folder, for one machine. Raises
-    DataError, without the password, where the address is wrong or nothing answers."""
+    DataError, without the password, where the address is wrong or the database cannot be used."""
     address = os.environ.get("STUDY_DATABASE") or f"sqlite:///{runs_folder().absolute() / 'study.db'}?timeout=60"
     try:
         if "@" in (sqlalchemy.make_url(address).host or ""):
             raise ValueError
-        sqlalchemy.create_engine(address)  # asks for dialect and driver, and connects to nothing
+        sqlalchemy.create_engine(address)  # asks for dialect and driver, and connects to nothing yet
     except (sqlalchemy.exc.ArgumentError, ImportError, ValueError) as error:
         wrong = "a bad port, or @ : / in a password for %40 %3A %2F" if isinstance(error, ValueError) else error
-        raise DataError(
-            f"STUDY_DATABASE: expected postgresql+psycopg://user:password@host/name, found: {wrong}"
-        ) from None
+        expected = "postgresql+psycopg://user:password@host/name or alike"
+        raise DataError(f"STUDY_DATABASE: expected {expected}, found: {wrong}") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     warnings.filterwarnings("ignore", "Heartbeat of storage|The reported value is ignored")
@@ -147,8 +146,8 @@ def search(study: optuna.Study, space: Space, splits: Splits, trials: int, n_tra
 
 def train_trial(study: optuna.Study, trial: optuna.Trial, space: Space, splits: Splits, n_train: int | None) -> None:
     """Train a trial to its end, which comes early where it diverges, or does worse than half of those before it did in
-    the same epoch. One that is interrupted waits again; one whose run is being trained elsewhere, or which is another
-    worker's since this one was paused, is left alone."""
+    the same epoch. Interrupted, it waits again. It is left alone where another process is training its run, or where it
+    is another worker's by now, since this one was paused."""
     params = {name: patiently(trial._suggest, name, values) for name, values in space.ranges.items()}
     settings = replace(space.recipe, **as_built(params))
 
@@ -186,11 +185,10 @@ def export(study: optuna.Study, space: Space) -> dict[str, Any]:
     matters for how far they are ahead of it, shares of 1 (functional analysis of variance, Hutter et al., 2014).
 
     Of each trial its parameters, the validation mean of every epoch, the highest ("mean", None where it ended early),
-    and by how much it was ahead of the recipe by hand after its last epoch ("ahead", None where that had none), which
-    trials that ended early tell as well.
+    and by how much it was ahead of the recipe by hand after its last epoch ("ahead", None where that had none).
     """
-    done = sorted(finished(study), key=lambda trial: trial.params != space.by_hand)
-    rows, weighed = [], optuna.create_study()  # in memory: Optuna itself leaves out trials that ended early
+    done = sorted(patiently(finished, study), key=lambda trial: trial.params != space.by_hand)
+    rows, weighed = [], optuna.create_study()  # in memory, for Optuna itself leaves out trials that ended early
     for trial in done:
         params, epochs = as_built(trial.params), [value for _, value in sorted(trial.intermediate_values.items())]
         beside = done[0].intermediate_values.get(len(epochs) - 1)
