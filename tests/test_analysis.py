@@ -79,6 +79,16 @@ def test_digits_are_counted_by_their_distance_to_a_border():
     assert distances.tolist() == [min(abs(x - 20), abs(x - 40), 12.5) for x in centres.tolist()]
 
 
+@pytest.mark.parametrize(("nms_iou", "false"), [(None, 3), (0.5, 2)])
+def test_boxes_are_counted_by_objects_whatever_cell_they_come_from(nms_iou, false):
+    labels = det_labels({(0, 1): CELL, (1, 2): CELL}, {})
+    outputs = perfect_outputs(labels)
+    outputs[0, 5, 1, 2] = -9  # taken for a 0: false, and a digit is missed
+    outputs[0, :, 0, 2] = torch.tensor([9, -0.5, 0.5, 0.6, 1, 9])  # the first digit again, from the next cell
+    outputs[1, :, 0, 0] = torch.tensor([9, 0.5, 0.5, 0.6, 1, 9])  # where there is none
+    assert analysis.count_objects(outputs, labels, nms_iou) == {"right": 1, "false": false, "missed": 1}
+
+
 def test_digits_whose_ink_is_in_pieces_are_counted_apart():
     labels = torch.tensor([LOC, LOC, LOC, NO_DIGIT])
     outputs = perfect_outputs(labels)
