@@ -314,14 +314,11 @@ def resume_shorter(
     """As `resume`, of that run which got furthest of those that differ from this one by fewer epochs alone. One that
     diverged, or whose weights were dropped, holds no state to go on with."""
     best: tuple[dict[str, Any] | None, TrainState | None] = None, None
-    for epochs in range(spec["settings"]["epochs"] - 1, 0, -1):
-        furthest = best[1].epoch if best[1] else 0
-        if furthest >= epochs:
-            break
+    for epochs in range(1, spec["settings"]["epochs"]):
         shorter = {**spec, "settings": {**spec["settings"], "epochs": epochs}}
         with contextlib.suppress(DataError):  # there is none, or it cannot be used
             stored, state = read_checkpoint(run_folder(shorter) / CHECKPOINT, shorter, new)
-            if state and state.epoch > furthest:
+            if state and (best[1] is None or state.epoch > best[1].epoch):
                 best = stored, state
     return best
 
