@@ -1,7 +1,6 @@
 """What comes out of runs: results.json, the rows of studies, and the tables of both."""
 
 import functools
-import json
 import threading
 import time
 from dataclasses import asdict, replace
@@ -175,7 +174,7 @@ def test_rows_are_those_of_the_plan(tmp_path, monkeypatch, capsys):
     assert write(0.25, 0.125, 1) == ("A | 1 | 4 | 0.9000 | 0.8000 | 0.1250", [2], dropped)  # the plan has been edited
     # In its place; of another precision than the plan asks for it is shown, and yet to be made.
     assert write(0.25, 0.875, 1, "bfloat16") == ("A | 1 | 4 | 0.9000 | 0.8000 | 0.8750", [1, 2], "")
-    study.STUDIES.write_text(json.dumps({"loc": {"box_weight": [{"id": "a"}]}}), encoding="utf-8")
+    study.STUDIES.write_text('{"loc": {"box_weight": [{"id": "a"}]}}', encoding="utf-8")
     with pytest.raises(data.DataError, match=r"^figures.studies\.json: expected rows of the study box_weight, found"):
         study.read_rows(*about)
 

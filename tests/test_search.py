@@ -56,18 +56,23 @@ def test_trials_are_runs_and_those_that_lag_behind_end_early(study, sets, tmp_pa
     monkeypatch.setattr(optuna.Trial, "should_prune", should_prune)
     search.search(study, SPACE, sets["loc"], 6, 40)
     assert states(study) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE", "COMPLETE", "COMPLETE"]
-    assert len(list(tmp_path.glob("loc-*/"))) == 5
+    checkpoints = list(tmp_path.rglob("checkpoint.pt"))
+    assert [data.files.load_tensors(path)["weights"] for path in checkpoints] == [{}] * 5
     for row in search.export(study, SPACE)["trials"][3:]:
         run = training.fit(Slow, sets["loc"], replace(SHORT, **row["params"]), n_train=40)
         assert (run.status, run.history["val_mean"], run.val["mean"]) == ("loaded", row["epochs"], row["mean"])
     assert "a: 5 of 6 trials done, trial 5 begins" in capsys.readouterr().out
+    search.search(study, SPACE._replace(recipe=replace(SHORT, learning_rate=0.01)), sets["loc"], 6, 40)
+    assert study.trials[6].params == {"learning_rate": 0.01}  # the recipe by hand is never left out
     monkeypatch.setattr(search, "fit", lambda *about: pytest.fail("one more"))
-    search.search(study, SPACE, sets["loc"], 6, 40)
+    search.search(study, SPACE, sets["loc"], 7, 40)
 
 
-def test_a_trial_that_diverges_ends_early(study, sets, tmp_path):
+def test_a_trial_that_diverges_ends_early(study, sets, tmp_path, monkeypatch):
     search.search(study, SPACE._replace(recipe=replace(SHORT, momentum=1e38)), sets["loc"], 1)
-    assert states(study) == ["PRUNED"]
+    monkeypatch.setattr(training.runs.Run, "diverged", True)  # later than in its first epoch
+    search.search(study, SPACE, sets["loc"], 2)
+    assert states(study) == ["PRUNED", "PRUNED"]
     assert not list(tmp_path.glob("loc-*/"))
 
 
