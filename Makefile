@@ -1,12 +1,10 @@
 # make run     runs the notebooks, or one: make run NOTEBOOK=detection
 # make test    runs the tests
 # make report  builds report.pdf from what `make store` has left in figures/
-# make bench   measures speed and memory
 # make search  takes part in the search for hyperparameters: hours
 # make study   trains what the notebooks' studies need: days on two cores
 # make store   runs the notebooks and publishes their outputs: PROFILE=full on a GPU, PROFILE=long without
 # make check-published  rebuilds both notebooks from the published run and compares what they print; needs its images
-# make soak    fifty kills, a thousand damaged files, thousands of drawn labels and boxes; `make test` takes a few
 #
 # Each first installs what is needed into .venv, once. TORCH=cpu installs torch without CUDA, a download of 0.2 GB.
 # PYTHON=python3.12 chooses what .venv is made with.
@@ -25,9 +23,9 @@ endif
 endif
 RUN := "$(VENV)/bin/python"
 
-.PHONY: run test report bench search study store check-published soak
+.PHONY: run test report search study store check-published
 
-run test report bench search study: $(SETUP)
+run test report search study: $(SETUP)
 	@$(RUN) scripts/$@.py $(if $(filter run,$@),$(NOTEBOOK))
 
 store: $(SETUP)
@@ -35,9 +33,6 @@ store: $(SETUP)
 
 check-published: $(SETUP)
 	@$(RUN) scripts/test.py --published
-
-soak: $(SETUP)
-	SOAK=1 $(RUN) -m pytest -m slow
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version.split()[0])'

@@ -1,11 +1,8 @@
 """The networks: one class each, the image's size beside every layer.
 
 All take normalized images (N, 1, 48, 60), see `utils.Normalize`. A localizer returns (N, 15) = [pc logit, x, y, w, h,
-ten class logits]; a detector returns (N, 6, 2, 3) = [pc logit, x, y, w, h, one class logit] for each cell of the 2x3
-grid.
-
-Six networks follow the course's reference submission (INF265, project 2, spring 2024); CompactNet and CompactNet2 are
-this project's own.
+ten class logits]; a detector (N, 6, 2, 3) = [pc logit, x, y, w, h, one class logit] for each cell of the 2x3 grid. Six
+follow the course's reference submission (INF265, project 2, spring 2024); CompactNet and CompactNet2 are our own.
 """
 
 import math
@@ -26,8 +23,8 @@ def conv(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = Fal
 
 
 def conv_pool(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
-    """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU: after
-    the pooling it has a quarter of the work, and the results and gradients are the same."""
+    """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU: behind
+    the pooling for a quarter of the work and the same results and gradients."""
     return [*_conv(inputs, outputs, kernel, padding, norm), nn.MaxPool2d(2, 2), nn.ReLU(inplace=True)]
 
 
@@ -59,9 +56,7 @@ class Network(nn.Module):
         return self.layers(images)
 
 
-class SkreNet(Network):
-    """Localization, large: nearly all of its 38.5 million weights are in the first linear layer."""
-
+class SkreNet(Network):  # localization, large: nearly all of its 38.5 million weights are in the first linear layer
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
@@ -75,9 +70,7 @@ class SkreNet(Network):
         )
 
 
-class FloNet(Network):
-    """Localization, medium: one more pooling than SkreNet, so that the linear part is 35 times smaller."""
-
+class FloNet(Network):  # localization, medium: one more pooling than SkreNet, and a linear part 35 times smaller
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
@@ -91,9 +84,7 @@ class FloNet(Network):
         )
 
 
-class SimpleNet(Network):
-    """Localization, the baseline: four narrow convolutions and a single linear layer."""
-
+class SimpleNet(Network):  # localization, the baseline: four narrow convolutions and a single linear layer
     def __init__(self):
         super().__init__(
             *conv(1, 3),  # 48x60
@@ -105,9 +96,7 @@ class SimpleNet(Network):
         )
 
 
-class SkreNet2(Network):
-    """Detection, large: eleven convolutions down to the 2x3 grid."""
-
+class SkreNet2(Network):  # detection, large: eleven convolutions down to the 2x3 grid
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
@@ -124,9 +113,7 @@ class SkreNet2(Network):
         )
 
 
-class SimpleNet2(Network):
-    """Detection, the baseline: six convolutions."""
-
+class SimpleNet2(Network):  # detection, the baseline: six convolutions
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
@@ -138,9 +125,7 @@ class SimpleNet2(Network):
         )
 
 
-class FloNet2(Network):
-    """Detection, medium: wide convolutions at full size, large kernels without padding after them."""
-
+class FloNet2(Network):  # detection, medium: wide convolutions at full size, large kernels without padding after them
     def __init__(self):
         super().__init__(
             *conv(1, 10),  # 48x60
@@ -157,17 +142,13 @@ class FloNet2(Network):
         )
 
 
-class TenChannels(FloNet2):
-    """FloNet2 with ten channels in its last layer, as the reference built it. Loss and metric read the first six."""
-
+class TenChannels(FloNet2):  # as the reference built it, with ten channels at the end; loss and metric read six
     def __init__(self):
         super().__init__()
         self.layers[-1] = nn.Conv2d(15, 10, 4, padding=1)  # 3x4 -> 2x3
 
 
 # ---------------------------------------------------------------------------------------------- this project's own
-
-
 OFFSETS = 24  # distances in pixels, from 2 inwards to 21 outwards, at which a location can see an edge; digits reach 34
 MIN_VARIANCE = 0.02  # of a centre, in square pixels: it is never known exactly
 FAR = 1000.0  # pixels
@@ -187,11 +168,9 @@ def stage(inputs: int, outputs: int, depth: int) -> nn.Sequential:
 
 
 class Backbone(nn.Module):
-    """Images (N, 1, 48, 60) -> features (N, width, 12, 15), each of which sees the whole of the largest digit.
-
-    Down to 3x4 for context and up again for detail, as in a feature pyramid (Lin et al., 2017). The first step folds
-    every 2x2 pixels into four channels, which loses nothing and saves three quarters of the arithmetic.
-    """
+    """Images (N, 1, 48, 60) -> features (N, width, 12, 15), each of which sees the whole of the largest digit: down to
+    3x4 for context and up again for detail, as in a feature pyramid (Lin et al., 2017). First every 2x2 pixels become
+    four channels, which loses nothing and saves three quarters of the arithmetic."""
 
     def __init__(self, width: int, depth: int):
         super().__init__()
@@ -218,7 +197,7 @@ class Edges(NamedTuple):
     bottom: Tensor
 
     def means(self) -> list[Tensor]:
-        """The mean of each edge, (N, rows, columns), in pixels."""
+        """Each edge's mean, (N, rows, columns), in pixels."""
         return [(probability * _pixels(probability)).sum(-1) for probability in self]
 
     def deviations(self, means: list[Tensor], power: int) -> list[Tensor]:
@@ -229,8 +208,7 @@ class Edges(NamedTuple):
         ]
 
 
-def _pixels(probability: Tensor) -> Tensor:
-    """The columns or rows that the last axis stands for, (60,) or (48,)."""
+def _pixels(probability: Tensor) -> Tensor:  # the columns or rows that the last axis stands for, (60,) or (48,)
     return torch.arange(probability.shape[-1], device=probability.device, dtype=probability.dtype)
 
 
@@ -244,17 +222,15 @@ class TrainOutputs(NamedTuple):
 class GridNetwork(nn.Module):
     """One digit per cell of a grid of rows x columns; every location of the feature map votes.
 
-    Each of the backbone's 12x15 locations predicts how certain it is that the digit of its cell is centred near it,
-    the class logits, and for each edge of the box a distribution over its offset, from 2 pixels inwards to 21 outwards:
-    edges lie on whole pixels, and that of a faint digit may be in one of several (distributions as in generalized focal
-    loss, Li et al., 2020). A cell's prediction is the mean over its locations, weighted by the softmax of their
-    certainties. So the same weights find a digit wherever it lies, as in FCOS (Tian et al., 2019), but no rule has to
-    assign boxes to locations: the loss reaches the certainties too.
+    Each of the 12x15 locations predicts how certain it is that its cell's digit is centred near it, class logits, and
+    for each edge of the box a distribution over its offset (as in generalized focal loss, Li et al., 2020): a faint
+    digit's edge may lie on one of several whole pixels. A cell's prediction is the mean over its locations, weighted by
+    the softmax of their certainties. So the same weights find a digit wherever it lies, as in FCOS (Tian et al., 2019),
+    but no rule assigns boxes to locations: the loss reaches the certainties too.
 
     Confidence is the log-sum-exp of the certainties; with `center_gate`, times the probability that the centre lies in
-    this cell. In training `TrainOutputs` are returned. In evaluation the outputs alone: confidence is multiplied by the
-    IoU that the edges' distributions let expect, so that good boxes rank first (what is above one half stays there),
-    and with `round_edges` every edge is put on the nearest whole pixel, where labels have theirs.
+    this cell. In training `TrainOutputs` are returned; in evaluation outputs alone, with confidence multiplied by the
+    expected IoU, so that good boxes rank first, and with `round_edges` every edge on the nearest whole pixel.
     """
 
     OPTIONS = ("width", "depth", "center_gate", "round_edges")  # arguments that a run's settings give
@@ -315,8 +291,7 @@ class GridNetwork(nn.Module):
         raise NotImplementedError
 
     def gate(self, confidence: Tensor, means: list[Tensor], variances: list[Tensor]) -> Tensor:
-        """Logits of a digit in sight, its edges' means and variances -> logits of a digit in sight whose centre lies in
-        this cell."""
+        """Logits of a digit in sight, its edges' means and variances -> logits of one centred in this cell."""
         log_inside = torch.zeros_like(confidence)
         for axis, (size, count) in enumerate(((WIDTH, self.columns), (HEIGHT, self.rows))):
             first, second = 2 * axis, 2 * axis + 1
@@ -334,9 +309,8 @@ class GridNetwork(nn.Module):
 
 
 def multiply_by_expected_iou(confidence: Tensor, means: list[Tensor], deviations: list[Tensor]) -> Tensor:
-    """Logits of confidence, edges' means and mean absolute deviations -> logits of confidence times the IoU to be
-    expected; above one half, of what it has above one half. The IoU: of each side, its length over itself and the
-    deviations at its two ends."""
+    """Logits of confidence, edges' means and mean absolute deviations -> logits of confidence times the expected IoU;
+    above one half, only what exceeds it. The IoU: each side's length over itself plus its two ends' deviations."""
     left, right, top, bottom = means
     width, height = (right - left).clamp(min=1), (bottom - top).clamp(min=1)
     expected = width / (width + deviations[0] + deviations[1]) * height / (height + deviations[2] + deviations[3])
@@ -345,16 +319,14 @@ def multiply_by_expected_iou(confidence: Tensor, means: list[Tensor], deviations
 
 
 def offset_table(locations: int, size: int) -> Tensor:
-    """(2, locations, OFFSETS, size): 1 for the pixel, of `size` in a row, that lies at the offset before (after) the
-    middle of the location, which is four pixels wide; 0 for all others. Beyond the image's edge the edge counts."""
+    """(2, locations, OFFSETS, size): 1 for the pixel, of `size` in a row, at an offset before (after) the middle of a
+    location, which is four pixels wide; 0 for all others. Offsets end at the image's edge."""
     middle, offset = 4 * torch.arange(locations)[:, None], torch.arange(OFFSETS) - 2  # small boxes lie to one side
     pixels = torch.stack((middle + 2 - offset, middle + 1 + offset)).clamp(0, size - 1)
     return F.one_hot(pixels, size).float()
 
 
-class CompactNet(GridNetwork):
-    """Localization: the whole image is the one cell."""
-
+class CompactNet(GridNetwork):  # localization: the whole image is the one cell
     def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
         super().__init__(1, 1, 10, width, depth, center_gate, round_edges)
 
@@ -362,9 +334,7 @@ class CompactNet(GridNetwork):
         return cells.flatten(1)  # (N, 1, 1, 15) -> (N, 15)
 
 
-class CompactNet2(GridNetwork):
-    """Detection: the same, for each cell of the 2x3 grid."""
-
+class CompactNet2(GridNetwork):  # detection: the same, for each cell of the 2x3 grid
     def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
         super().__init__(ROWS, COLUMNS, 1, width, depth, center_gate, round_edges)
 
@@ -373,12 +343,9 @@ class CompactNet2(GridNetwork):
         return to_cells(cells, column, row[:, None]).movedim(-1, 1)  # (N, 2, 3, 6) -> (N, 6, 2, 3)
 
 
-# ---------------------------------------------------------------------------------------------- boxes
-
-
 class BoundedBoxes(nn.Module):
-    """The last layer of a reference network that is trained with our recipe: a sigmoid on its boxes, so that none is
-    negative or larger than the image; in evaluation, every edge on the nearest whole pixel."""
+    """The last layer of a reference network under our recipe: a sigmoid on boxes, so that none is negative or larger
+    than the image; in evaluation, every edge on the nearest whole pixel."""
 
     def forward(self, outputs: Tensor) -> Tensor:
         outputs = outputs.float()  # bfloat16 is too coarse for a sigmoid
@@ -398,8 +365,7 @@ def round_boxes(outputs: Tensor) -> Tensor:
     return torch.cat((outputs[:, :1], torch.stack((x, y, width, height), 1), outputs[:, 5:]), 1)
 
 
-def _round_ends(center: Tensor, extent: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Centres and extents along one axis, in a unit of so many pixels -> those with both ends on the nearest pixel."""
+def _round_ends(center: Tensor, extent: Tensor, pixels: int) -> tuple[Tensor, Tensor]:  # in units of so many pixels
     low, high = (((center + sign * extent / 2) * pixels).round() / pixels for sign in (-1, 1))
     return (low + high) / 2, high - low
 

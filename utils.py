@@ -21,9 +21,8 @@ from torchvision.ops import batched_nms, box_convert, box_iou, generalized_box_i
 from data import Split
 from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_image, grid_to_lists, task_of
 
+
 # ---------------------------------------------------------------------------------------------- normalization
-
-
 class Normalize(nn.Module):
     """The first layer of every network: images (N, 1, 48, 60), uint8 or float32 in [0, 1], minus one mean, over one
     standard deviation, both of the training images. They are buffers, so that a file of weights holds them too."""
@@ -60,8 +59,6 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------- loss
-
-
 class Loss(NamedTuple):
     """The combined loss and its three terms, scalars."""
 
@@ -170,8 +167,6 @@ def task_of_outputs(outputs: Tensor) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- metric
-
-
 class Matches(NamedTuple):
     """Predictions beside the truth, row by row as in `flatten_cells`."""
 
@@ -285,8 +280,6 @@ def evaluate(network: nn.Module, split: Split) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------- decoding and mAP
-
-
 def decode(outputs: Tensor, threshold: float = 0.5, nms_iou: float | None = None) -> list[dict[str, Tensor]]:
     """Outputs -> for each image its boxes in pixels, with class and score, best first.
 
@@ -382,7 +375,6 @@ def mean_average_precision(
 
 
 # ---------------------------------------------------------------------------------------------- drawing
-
 DRAW_TRUE, DRAW_PREDICTED = "#ff4d4d", "#2e9bff"  # red and blue, both readable on gray noise
 PLOT_WIDTH = 12.0  # inches across, which the report shows at 7: letters of 13 points come out at 7.6
 
@@ -445,7 +437,7 @@ def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6, ti
 
 
 def draw_legend(figure: Figure, predicted: bool = True) -> None:
-    """Say below a figure what the colours of its boxes mean."""
+    """Say below a figure which colour its true and predicted boxes have."""
     meant = ((DRAW_TRUE, "true"), (DRAW_PREDICTED, "predicted"))[: 1 + predicted]
     handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for colour, name in meant]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
@@ -466,21 +458,12 @@ def draw_detections(image: Tensor, boxes: Tensor, texts: Sequence[str]) -> Figur
 
 def draw_notes(outputs: Tensor, labels: Tensor) -> list[str]:
     """For each image what came of it, in two or three words, which stay together where lines break."""
-    matches = match(outputs, labels)
-    per_image = [values.reshape(len(labels), -1) for values in matches]
     notes = []
-    for digit, detected, class_id, true_class_id, iou in zip(*per_image, strict=True):
-        wrong = (digit & detected & (class_id != true_class_id)).sum()
-        parts = [
-            f"{count} {what}" if labels.ndim == 4 else what
-            for count, what in (
-                ((digit & ~detected).sum(), "missed"),
-                ((detected & ~digit).sum(), "false positive"),
-                (wrong, "wrong class"),
-            )
-            if count
-        ]
-        hit = digit & detected
+    per_image = (values.reshape(len(labels), -1) for values in match(outputs, labels))
+    for digit, detected, class_id, true_class_id, iou in zip(*per_image):
+        hit, wrong = digit & detected, class_id != true_class_id
+        counts = {"missed": digit & ~detected, "false positive": detected & ~digit, "wrong class": hit & wrong}
+        parts = [f"{where.sum()} {what}" if labels.ndim == 4 else what for what, where in counts.items() if where.any()]
         if hit.any():
             parts.append(f"IoU {iou[hit].mean():.2f}")
         notes.append(", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts) or "none, right")

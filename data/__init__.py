@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from data import labels, perturb, sources
 from data.files import DataError, SaveError, load_tensors, remove_leftovers, save_tensors
-
-__all__ = ["FULL", "DataError", "Split", "Splits", "load"]
+from data.sources import Digits, Log
 
 FOLDER = Path(__file__).resolve().parent
 FULL = {"loc": (59_400, 6_600, 11_000), "det": (26_874, 2_967, 4_981)}  # the course's sizes: train, val, test
-TRAINING_SHARE = 0.9  # of the source's training digits; the others are for validation
+TRAINING_SHARE = 0.9  # of the source's training digits, class by class; the others are for validation
 SEED = 42
 
 
@@ -27,7 +26,7 @@ SEED = 42
 class Split:
     """Images and their labels."""
 
-    images: Tensor  # (N, 1, 48, 60), uint8 for generated data and float32 in [0, 1] for the course's
+    images: Tensor  # (N, 1, 48, 60), uint8, or, the course's, float32 in [0, 1]
     labels: Tensor  # float32, (N, 6) for "loc" and (N, 2, 3, 6) for "det", see data/labels.py
     lists: list[Tensor] | None = None  # "det": per image its boxes in fractions of the image, (k, 6)
     digits: Tensor | None = None  # generated: (N,) or (N, 2, 3), which of the source's digits it is, -1 for none
@@ -44,11 +43,8 @@ class Split:
 
     def __getitem__(self, index: int | slice | list | Tensor) -> "Split":
         """The images that `index` chooses: one, a slice, or a list or tensor of numbers or of True and False."""
-        if not isinstance(index, slice):
-            index = torch.atleast_1d(torch.as_tensor(index, device="cpu"))
-            index = index if len(index) else index.long()  # of an empty list torch makes floats
-        numbers = torch.arange(len(self))[index].tolist()
-        chosen = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        numbers = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].reshape(-1)
+        chosen = {name: value[numbers] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **chosen, lists=self.lists and [self.lists[number] for number in numbers])
 
     def to(self, device: torch.device) -> "Split":
@@ -94,44 +90,36 @@ def pixel_moments(images: Tensor) -> tuple[float, float]:
 
 
 def load(
-    task: str,
-    source: str | None = None,
-    sizes: tuple[int, int, int] | None = None,
-    folder: Path | None = None,
-    log: Callable[[str], None] = print,
-) -> Splits:
-    """Load, or generate, the images and labels of a task.
+    task: str, source: str | None = None, sizes: Sequence[int] = (), folder: Path | None = None, log: Log = print,
+    noise: float = 1.0,
+) -> Splits:  # fmt: skip
+    """Load, or generate, the images and labels of a task, "loc" or "det".
 
-    task: "loc" or "det". source: "course", "mnist" or "digits"; by default what the environment variable DATA_SOURCE
-    names, else the first that is there. sizes: how many training, validation and test images at most, by default FULL;
-    of the course's files that means all. folder: where the course's files, `MNIST/raw` and the generated images are, by
-    default this one, or for the course's files what DATA_DIR names. log: is told which source was taken, and why.
-
-    Raises ValueError for arguments, or a DATA_SOURCE, that make no sense; DataError, which is one, for a wrong DATA_DIR
-    and for files that are not what they should be.
-    """
-    labels.check_task(task)
-    source = source or os.environ.get("DATA_SOURCE") or None
-    if source not in (None, *sources.NAMES):
-        raise ValueError(f"DATA_SOURCE: expected one of {', '.join(sources.NAMES)}, found {source!r}")
-    sizes = tuple(map(int, sizes or FULL[task]))
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"sizes: expected three numbers of images above 0, found {sizes}")
-    if source in (None, "course"):
-        named = None if folder else os.environ.get("DATA_DIR")
+    source: "course", "mnist" or "digits"; by default what the environment variable DATA_SOURCE names, else the first
+    that is there. sizes: how many training, validation and test images at most, by default FULL; of the course's files
+    that means all. folder: where the course's files, `MNIST/raw` and the generated images are, by default this one, or
+    for the course's files what DATA_DIR names. log: is told which source was taken. noise: how many
+    times the course's noise generated images have. Raises DataError."""
+    if task not in FULL:
+        raise DataError(f'task: expected "loc" or "det", found {task!r}')
+    source, sizes = source or os.environ.get("DATA_SOURCE"), tuple(sizes or FULL[task])
+    if source and source not in sources.NAMES:
+        raise DataError(f"DATA_SOURCE: expected one of {', '.join(sources.NAMES)}, found {source!r}")
+    if not source or source == "course":
+        named = "" if folder else os.environ.get("DATA_DIR")
         course = Path(os.path.expanduser(folder or named or FOLDER))
-        needed = sources.course_files(course, task)
-        missing = [path.name for path in needed if not os.path.isfile(path)]
-        if named and not any(os.path.isfile(path) for each in FULL for path in sources.course_files(course, each)):
+        there = [path.name for each in FULL for path in sources.course_files(course, each) if os.path.isfile(path)]
+        needed = [path.name for path in sources.course_files(course, task)]
+        missing = [name for name in needed if name not in there]
+        if named and not there:
             raise DataError(f"DATA_DIR: expected a folder with the course's files, found none of them in {course}")
         if missing and (source or len(missing) < len(needed)):
             raise DataError(f"{course}: expected the course's {len(needed)} files, found no {', '.join(missing)}")
         if not missing:
             log(f"data: the course's files in {course.resolve().name}/")
-            splits = []
-            for name, size, full in zip(sources.SPLITS, sizes, FULL[task], strict=True):
-                split = Split(*sources.load_course(course, task, name, log))
-                splits.append(split if size >= full else split[:size])  # other years' files may hold more
+            splits = [Split(*sources.load_course(course, task, name, log)) for name in sources.SPLITS]
+            if sizes != FULL[task]:  # another year's files may hold more
+                splits = [split[:size] for split, size in zip(splits, sizes, strict=True)]
             return Splits(*splits, "course")
     folder = Path(folder or FOLDER)
     try:
@@ -140,46 +128,46 @@ def load(
         if source:
             raise
         log(f"data: no MNIST, {error}")
-        digits = sources.load_digits()
-    log(f"data: images generated from {'MNIST' if digits.source == 'mnist' else 'scikit-learn'}'s digits")
-    return _load_generated(digits, folder, task, sizes, log)
+        source, digits = "digits", sources.load_digits()
+    log(f"data: images generated from {'scikit-learn' if source == 'digits' else 'MNIST'}'s digits")
+    return _load_generated(folder / "made", source or "mnist", digits, task, sizes, log, noise)
 
 
 def _load_generated(
-    digits: sources.Digits, folder: Path, task: str, sizes: tuple[int, ...], log: Callable[[str], None]
+    folder: Path, source: str, digits: Digits, task: str, sizes: Sequence[int], log: Log, noise: float
 ) -> Splits:
-    """Generated images, from the file that holds them if they were generated before."""
-    # All that they depend on: digits, task, sizes, seed, versions, and the code.
-    key = hashlib.sha256(json.dumps([task, sizes, SEED, torch.__version__, np.__version__]).encode())
-    for tensor in (digits.train, digits.train_classes, digits.test, digits.test_classes):
+    """Generated images, from the file in the folder that keeps them if they were generated before."""
+    # All that they depend on: digits, task, sizes, noise, seed, versions, and the code.
+    key = hashlib.sha256(json.dumps([task, sizes, noise, SEED, torch.__version__, np.__version__]).encode())
+    for tensor in digits:
         key.update(tensor.contiguous().numpy())
     for module in ("__init__.py", "perturb.py", "labels.py"):
         key.update((FOLDER / module).read_bytes())
-    path = folder / "made" / f"{task}-{digits.source}-{key.hexdigest()[:16]}.pt"
+    path = folder / f"{task}-{source}-{key.hexdigest()[:16]}.pt"
     try:
         stored = load_tensors(path)
     except DataError:  # not there, or damaged: generated again, the same
-        stored = _generate(digits, task, sizes)
-        remove_leftovers(path.parent, older_than=3600)
+        stored = _generate(digits, task, sizes, noise)
+        remove_leftovers(folder, older_than=3600)
         try:
             save_tensors(path, stored)
         except SaveError as error:
             log(f"data: the images are used but not kept: {error}")
     lists = [labels.grid_to_lists(part["labels"]) if task == "det" else None for part in stored]
-    return Splits(*(Split(**part, lists=each) for part, each in zip(stored, lists, strict=True)), digits.source)
+    return Splits(*(Split(**part, lists=each) for part, each in zip(stored, lists)), source)
 
 
-def _generate(digits: sources.Digits, task: str, sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
-    """All three splits. Training and validation get different digits of the source's training part, of each class
-    nine tenths and one tenth, the same in both tasks."""
-    order = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(digits.train)))
-    of_class = [order[digits.train_classes[order] == class_id] for class_id in range(labels.CLASSES["loc"])]
-    parts = [mine.tensor_split([round(len(mine) * TRAINING_SHARE)]) for mine in of_class]
+def _generate(digits: Digits, task: str, sizes: Sequence[int], noise: float = 1.0) -> list[dict[str, Tensor]]:
+    """All three splits, training and validation from different digits of the source's, in both tasks the same."""
+    _, classes, test, _ = digits
+    order = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(classes)))
+    of_class = [order[classes[order] == class_id] for class_id in range(labels.CLASSES["loc"])]
+    train, val = zip(*(mine.tensor_split([round(len(mine) * TRAINING_SHARE)]) for mine in of_class))
+    pools = torch.cat(train), torch.cat(val), torch.arange(len(test))
     splits = []
-    for number, pool in enumerate((*map(torch.cat, zip(*parts, strict=True)), torch.arange(len(digits.test)))):
-        test = number == 2
-        images, classes = (digits.test, digits.test_classes) if test else (digits.train, digits.train_classes)
+    for number, (pool, size) in enumerate(zip(pools, sizes, strict=True)):
+        images, classes = digits[2:] if number == 2 else digits[:2]
         pool = pool[classes[pool] < labels.CLASSES[task]]
-        seed = [SEED, 1, list(labels.CLASSES).index(task), number]
-        splits.append(perturb.make_images(images, classes, pool, task, sizes[number], seed))
+        seed = [SEED, 1, [*FULL].index(task), number]
+        splits.append(perturb.make_images(images, classes, pool, task, size, seed, noise))
     return splits

@@ -7,17 +7,15 @@ from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_image, 
 
 
 def move(images: Tensor, labels: Tensor, max_shift: int, max_stretch: float, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Stretch every image's content, and move it by whole pixels, its digits' boxes with it.
+    """Stretch every image's content, and move it by whole pixels, its digits' boxes with it; on the tensors' device.
 
     images: (N, 1, 48, 60). labels: (N, 6) or (N, 2, 3, 6). max_shift: the most pixels in x and in y. max_stretch:
     width and height are multiplied, each for itself, by between 1 / (1 + max_stretch) and 1 + max_stretch. draws:
     (N, 4) in [0, 1), where in their ranges the two shifts and the two stretches lie.
 
-    Every box stays inside: of the shifts only those count that leave it there, and where a stretch would not, there is
-    none. Whole columns and rows are repeated or left out (nearest neighbour, as the images were made), since
-    interpolation would change the noise. What leaves on one side re-enters on the other, background as it is. Where two
-    digits would get their centres into one cell, the image stays as it is. Returns new tensors on the same device.
-    """
+    Every box stays inside: shifts are drawn from those that leave it there, and a stretch that would not is left out,
+    as is all that would get two digits' centres into one cell. Whole columns and rows are repeated or left out, since
+    interpolation would change the noise. What leaves on one side re-enters on the other."""
     task = task_of(labels)
     rows = (cells_to_image(labels) if task == "det" else labels).reshape(len(labels), -1, 6)  # (N, digits, 6)
     digit, size = rows[..., 0] > 0, rows.new_tensor((WIDTH, HEIGHT))
@@ -35,9 +33,8 @@ def move(images: Tensor, labels: Tensor, max_shift: int, max_stretch: float, dra
         step = (first + (draws[:, axis].to(rows) * (last - first + 1)).floor()).clamp(-max_shift, max_shift).long()
         index = (torch.arange(length, device=step.device) - step[:, None]) % length
         sources.append(source.gather(1, index).long() % length)  # the old column or row that each new one shows
-        shifts.append(
-            (low + step[:, None] - lows[..., axis], high + step[:, None] - highs[..., axis])
-        )  # by how much each edge moves
+        # by how much each edge moves
+        shifts.append((low + step[:, None] - lows[..., axis], high + step[:, None] - highs[..., axis]))
     low, high = (corner + torch.stack(shift, -1) for corner, shift in zip(corners, zip(*shifts)))
     box = torch.cat(((low + high) / 2, high - low), -1) / size.repeat(2)
     moved = rows.clone()
@@ -64,10 +61,8 @@ def _stretch(low: Tensor, high: Tensor, digit: Tensor, factor: Tensor, length: i
 
 
 def _to_grid(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Digits (N, 6, 6) in fractions of the image -> grid labels (N, 2, 3, 6), and (N,) whether two share a cell.
-
-    `labels.lists_to_grid` without its checks and without waiting for the device.
-    """
+    """Digits (N, 6, 6) in fractions of the image -> grid labels (N, 2, 3, 6), and (N,) whether two share a cell: as
+    `labels.lists_to_grid`, without waiting for the device."""
     column, row = find_cell(rows[..., 1], rows[..., 2])  # (N, 6) each
     cell = torch.where(rows[..., 0] > 0, row * COLUMNS + column, ROWS * COLUMNS).long()  # no digit: a cell cut off
     converted = to_cells(rows, column, row)

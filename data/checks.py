@@ -1,9 +1,7 @@
-"""How alike generated images and the course's own are: what is known of the course's training sets, and of ours.
+"""How alike generated images and the course's own are: figures of the course's training sets, computed from its files
+or read off published images of them, and of ours."""
 
-The course's figures were measured on its files, or read off published images of them.
-"""
-
-from typing import NamedTuple
+from collections import namedtuple
 
 import torch
 from torch import Tensor
@@ -11,12 +9,10 @@ from torch import Tensor
 from data import Splits, pixel_moments
 from data.labels import HEIGHT, WIDTH, cells_to_image
 
-# How far the mean accuracy of the reference's own trained networks on generated images may be from what they have on
-# the course's, by the reference's own metric.
-REFERENCE_TOLERANCE = 0.006
+REFERENCE_TOLERANCE = 0.006  # for the mean accuracy of the reference's networks, by its metric, on generated images
 BRIGHT = 250  # of 255: 0.98
-FOR_NOISE = 4000  # images from which the background's autocorrelation is measured
-DISTANCES = (1, 2, 3, 4, 6)  # pixels, at which it is measured
+FOR_NOISE = 4000  # images from which the background's autocorrelation is computed
+DISTANCES = (1, 2, 3, 4, 6)  # pixels, at which it is computed
 
 # The course's figures, and how far those of a full set may be from them.
 COURSE = {
@@ -43,63 +39,45 @@ COURSE = {
     },
 }
 for _task, _values in (("loc", (0.686, 0.537, 0.361, 0.222, 0.058)), ("det", (0.567, 0.453, 0.314, 0.201, 0.063))):
-    _names = [f"autocorrelation of the background, {px} px" for px in DISTANCES]
-    COURSE[_task] |= {name: (value, 0.02) for name, value in zip(_names, _values, strict=True)}
+    for _px, _value in zip(DISTANCES, _values):
+        COURSE[_task][f"autocorrelation of the background, {_px} px"] = (_value, 0.02)
 
-
-class Check(NamedTuple):
-    """A figure of the course's training set, how far ours may be from it, and ours."""
-
-    name: str
-    course: float
-    tolerance: float
-    ours: float
+Check = namedtuple("Check", "name course tolerance ours")
 
 
 def compare(splits: Splits) -> list[Check]:
-    """The course's training set beside ours."""
+    """Per figure its name, the course's value, how far that of our training set may be from it, and ours."""
     images, labels = splits.train.images, splits.train.labels
     if images.dtype != torch.uint8:
         images = (images * 255).round().byte()
     rows = labels[:, None] if splits.task == "loc" else cells_to_image(labels).flatten(1, 2)  # (N, digits, 6)
-    digits = rows[rows[..., 0] == 1]
-    width, height = (digits[:, 3:5] * rows.new_tensor((WIDTH, HEIGHT))).T
+    digit, size = rows[..., 0] == 1, rows.new_tensor((WIDTH, HEIGHT))
+    low = ((rows[..., 1:3] - rows[..., 3:5] / 2) * size).round()  # first column and row with ink, (N, digits, 2)
+    high = low + (rows[..., 3:5] * size).round()  # last
+    width, height = (high - low)[digit].T
     ours = [moment / 255 for moment in pixel_moments(images)]
     if splits.task == "loc":
-        low, high = edges(digits)
-        reached = torch.cat((low == 0, high == high.new_tensor((WIDTH - 1, HEIGHT - 1))), 1)
-        bright = images[:, 0][cover(rows, last=0)] >= BRIGHT
-        ours += [digits[:, 3:5].prod(1).mean(), width.mean(), height.mean(), *reached.double().mean(0)]
-        ours += [bright.double().mean()]
+        reached = torch.cat((low[digit] == 0, high[digit] == size - 1), 1).double().mean(0)
+        bright = (images[:, 0][cover(low, high, digit)] >= BRIGHT).double().mean()
+        ours += [rows[..., 3:5].prod(-1)[digit].mean(), width.mean(), height.mean(), *reached, bright]
     else:
-        ours += [size[digits[:, 5] == class_id].mean() for class_id in (0, 1) for size in (width, height)]
-        ours += [len(digits) / len(labels)]
-    ours += autocorrelation(images[:FOR_NOISE, 0].float(), ~cover(rows[:FOR_NOISE], last=1))
+        class_id = rows[..., 5][digit]
+        ours += [sizes[class_id == number].mean() for number in (0, 1) for sizes in (width, height)]
+        ours += [len(width) / len(labels)]
+    # The autocorrelation along the rows of pixels that belong to no digit.
+    noise = ~cover(low[:FOR_NOISE], high[:FOR_NOISE] + 1, digit[:FOR_NOISE])
+    few = images[:FOR_NOISE, 0].float()
+    values = torch.where(noise, few - few[noise].mean(), 0.0)
+    pairs = [[each[..., px:] * each[..., : WIDTH - px] for each in (values, noise)] for px in (0, *DISTANCES)]
+    variance, *covariances = (products.sum() / both.sum() for products, both in pairs)
+    ours += [covariance / variance for covariance in covariances]
     course = COURSE[splits.task].items()
     return [Check(name, *figures, float(value)) for (name, figures), value in zip(course, ours, strict=True)]
 
 
-def edges(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (..., 6) in fractions of the image -> first and last column and row with ink, (..., 2) each."""
-    size = rows.new_tensor((WIDTH, HEIGHT))
-    low = ((rows[..., 1:3] - rows[..., 3:5] / 2) * size).round()
-    return low, low + (rows[..., 3:5] * size).round()
-
-
-def cover(rows: Tensor, last: int) -> Tensor:
-    """Which pixels the boxes (N, digits, 6) cover, (N, 48, 60) bool; with last=1 the last column and row as well."""
-    (left, top), (right, bottom) = (edge.unsqueeze(-1).unbind(2) for edge in edges(rows))  # (N, digits, 1) each
+def cover(low: Tensor, high: Tensor, digit: Tensor) -> Tensor:
+    """Which pixels a digit's box covers, (N, 48, 60) bool; each from `low` to below `high`, (N, digits, 2)."""
     x, y = torch.arange(WIDTH), torch.arange(HEIGHT)
-    across, down = (left <= x) & (x < right + last), (top <= y) & (y < bottom + last) & (rows[..., :1] == 1)
+    across = (low[..., :1] <= x) & (x < high[..., :1]) & digit[..., None]  # (N, digits, 60)
+    down = (low[..., 1:] <= y) & (y < high[..., 1:])
     return (down[..., None] & across[..., None, :]).any(1)
-
-
-def autocorrelation(images: Tensor, noise: Tensor) -> list[Tensor]:
-    """Of those pixels of images (N, 48, 60) that are noise, (N, 48, 60) bool, at DISTANCES along a row."""
-    values = torch.where(noise, images - images[noise].mean(), 0.0)
-
-    def covariance(px: int) -> Tensor:
-        products, pairs = (each[..., px:] * each[..., : WIDTH - px] for each in (values, noise))
-        return products.sum() / pairs.sum()
-
-    return [covariance(px) / covariance(0) for px in DISTANCES]

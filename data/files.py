@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import secrets
-import struct
 import time
 import warnings
 import zipfile
@@ -21,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 RETRY_FOR = 2.0  # seconds
+CHECKSUM = b"sha256:"  # and the digest, after a pickle's end, where pickle.load does not look
 
 
 class DataError(ValueError):
@@ -46,20 +46,18 @@ def retry(operation: Callable[[], Any], path: Path) -> Any:
     while True:
         try:
             return operation()
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
             if time.monotonic() > until:
                 raise SaveError(f"{path}: cannot be written, {error.strerror or error}") from error
         time.sleep(0.05)
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], Any], keep: Path | None = None) -> None:
-    """Write a file so that at every moment, a power cut included, it is the old one or the new one.
-
-    write: gets a binary file open for writing; its errors go through, and leave the old file as it was. keep: what the
-    old file is called once the new one is whole. Raises SaveError where the system does not let the file be written.
-    """
+    """Write a file so that at every moment, a power cut included, it is the old one or the new one. `write` gets a
+    binary file open for writing, `keep` is the old file's name once the new one is whole. Raises what `write` does, and
+    SaveError where the system does not let the file be written."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # two machines may write at once
     try:
@@ -68,8 +66,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], keep: Path | None
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            with contextlib.suppress(FileNotFoundError):  # another process took it, where there are no locks
+        if keep is not None:
+            with contextlib.suppress(FileNotFoundError):  # there is no old file
                 retry(lambda: os.replace(path, keep), keep)
         retry(lambda: os.replace(temporary, path), path)
     except BaseException as error:
@@ -82,7 +80,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], keep: Path | None
 
 
 def remove_leftovers(folder: Path, older_than: float) -> None:
-    """Remove the temporary files that killed processes left in a folder: those last written to more than `older_than`
+    """Remove the temporary files that killed processes left in a folder: those last written to at least `older_than`
     seconds ago, or, by a clock that was wrong, as far in the future."""
     for path in Path(folder).glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
@@ -92,9 +90,8 @@ def remove_leftovers(folder: Path, older_than: float) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
-    """Hold the lock of a file, `path` with .lock behind it, which one process can hold at a time, until it ends. Yields
-    whether there is one: some network drives have none, a read-only folder no room. Raises InUse where another process
-    has held it for `patience` seconds."""
+    """Hold a file's lock, `path` with .lock behind it. Yields whether there is one: some network drives have none, a
+    read-only folder no room. Raises InUse where another process has held it for `patience` seconds."""
     # A soft lock, which filelock would put in the place of a real one, outlives a killed process.
     held = FileLock(f"{path}.lock", thread_local=False, fallback_to_soft=False)
     try:
@@ -111,8 +108,8 @@ def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def naming(path: Path, fault: str) -> Iterator[None]:
-    """Turn whatever errors a file's content makes its reader raise into a DataError that names the file and `fault`,
-    and those of the system into ReadError."""
+    """Turn the errors of whatever reads a file into a DataError that names the file and `fault`, and those of the
+    system into ReadError."""
     try:
         yield
     except DataError:
@@ -124,12 +121,12 @@ def naming(path: Path, fault: str) -> Iterator[None]:
     except Exception as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise DataError(f"{path}: refused, it asks for {asked[1]}, which could run code") from error
-        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else " ".join(str(error).split())
+        reason = "" if isinstance(error, pickle.UnpicklingError) else " ".join(str(error).split())  # those are long
         raise DataError(f"{path}: {fault}: {reason or type(error).__name__}") from error
 
 
-class _Unpickler(pickle._Unpickler):
-    """Reads plain values and what is `allowed`. In Python, for the one in C takes as much memory as a file says."""
+class Unpickler(pickle._Unpickler):  # in Python: the one in C makes room for as many values as a file says it holds
+    """Reads plain values and the `allowed` classes and functions, by their full names."""
 
     allowed: ClassVar[dict[str, Any]] = {}
 
@@ -137,20 +134,6 @@ class _Unpickler(pickle._Unpickler):
         if f"{module}.{name}" not in self.allowed:
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return self.allowed[f"{module}.{name}"]
-
-    def load_build(self) -> None:  # the original sets attributes of classes and functions, too
-        if type(self.stack[-2]) not in self.allowed.values():
-            raise pickle.UnpicklingError("attributes for something else than an instance of what is allowed")
-        super().load_build()
-
-    def load_bytearray8(self) -> None:  # the original makes room for as many bytes as the file says
-        self.append(bytearray(self.read(*struct.unpack("<Q", self.read(8)))))
-
-    dispatch: ClassVar[dict] = {
-        **pickle._Unpickler.dispatch,
-        pickle.BUILD[0]: load_build,
-        pickle.BYTEARRAY8[0]: load_bytearray8,
-    }
 
 
 def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
@@ -161,19 +144,15 @@ def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
 def load_tensors(path: Path, allowed: dict[str, Any] | None = None) -> Any:
     """Load what `torch.save` wrote, onto the CPU: tensors, plain containers, and the `allowed` classes and functions by
     their full names, with which the file may be of any pickle protocol. Raises DataError where it is missing, damaged,
-    or asks for anything else, which could run code; ReadError, which is one, where the system does not let it be read.
-    """
+    or asks for anything else, which could run code; ReadError where the system does not let it be read."""
     with naming(path, "damaged, or not what torch.save writes"):
         with open(path, "rb") as file:
             content = file.read()
-        if content[:100].lstrip().startswith((b"<", b"version https://git-lfs")):
-            raise ValueError("a web page or a Git LFS pointer")
         if content.startswith(b"PK\3\4"):
+            # torch compresses nothing, compares no checksums, and reads nothing of an entry marked as a folder.
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                # torch compresses nothing, compares no checksums, and reads nothing of an entry marked as a folder.
-                parts = archive.infolist()
-                size, marked = sum(part.file_size for part in parts), any(part.external_attr & 0x10 for part in parts)
-                if size > len(content) or marked or archive.testzip():
+                strange = any(part.compress_type or part.external_attr & 0x10 for part in archive.infolist())
+                if strange or archive.testzip():
                     raise ValueError("a part is not what was written")
         try:
             named = [(part, name) for name, part in (allowed or {}).items()]
@@ -182,18 +161,15 @@ def load_tensors(path: Path, allowed: dict[str, Any] | None = None) -> Any:
         except pickle.UnpicklingError as error:
             if not allowed or "Unsupported operand" not in str(error):
                 raise
-        # A later pickle protocol than weights_only knows; read by a reader that is as strict.
-        reader = SimpleNamespace(__name__="reader", Unpickler=type("Reader", (_Unpickler,), {"allowed": allowed}))
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=reader)
-
-
-_CHECKSUM = b"sha256:"  # with the digest after it, behind the pickle's end, where pickle.load does not look
+        # A later pickle protocol than weights_only knows: the same with an unpickler that is as strict.
+        strict = SimpleNamespace(__name__="strict", Unpickler=type("Strict", (Unpickler,), {"allowed": allowed}))
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=strict)
 
 
 def save_pickle(path: Path, value: dict[str, Any]) -> None:
-    """Pickle a dict of plain dicts, lists, numbers and strings, with a checksum behind it."""
+    """Pickle a dict of plain dicts, lists, numbers and strings, with a checksum behind it. Raises SaveError."""
     content = pickle.dumps(value, protocol=4)
-    atomic_write(path, lambda file: file.write(content + _CHECKSUM + hashlib.sha256(content).digest()))
+    atomic_write(path, lambda file: file.write(content + CHECKSUM + hashlib.sha256(content).digest()))
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
@@ -201,10 +177,10 @@ def load_pickle(path: Path) -> dict[str, Any]:
     class or function, which could run code."""
     with naming(path, "damaged, or not a pickle of named values"):
         with open(path, "rb") as file:
-            content, _, digest = file.read().rpartition(_CHECKSUM)
+            content, _, digest = file.read().rpartition(CHECKSUM)
         if hashlib.sha256(content).digest() != digest:
             raise ValueError("no checksum, or another")
-        return {**_Unpickler(io.BytesIO(content)).load()}
+        return {**Unpickler(io.BytesIO(content)).load()}
 
 
 def save_json(path: Path, value: dict[str, Any], **options: Any) -> None:
@@ -215,4 +191,4 @@ def save_json(path: Path, value: dict[str, Any], **options: Any) -> None:
 def load_json(path: Path) -> dict[str, Any]:
     """The values that a JSON file of ours holds, by name; {} where there is none. Raises DataError otherwise."""
     with naming(path, "damaged, expected JSON with named values"):
-        return {**json.loads(Path(path).read_bytes())} if Path(path).exists() else {}
+        return {**json.loads(path.read_bytes())} if path.exists() else {}

@@ -1,12 +1,11 @@
 """Generates 48x60 images and boxes from 28x28 digits by the course's recipe, which was read off published images of its
-files, pixel by pixel: noise, and one affine map per digit. Everything follows from one seed.
-"""
+files, pixel by pixel: noise, and one affine map per digit. Everything follows from one seed."""
 
 import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,12 +16,9 @@ from torch import Tensor
 from data.labels import COLUMNS, GRID, HEIGHT, NO_DIGIT, ROWS, WIDTH, find_cell, to_cells
 
 CHUNK = 1000  # images that have random numbers of their own: bounds memory, and is the unit that the cores share
-
 # A digit is mapped as by torchvision's RandomAffine(30, translate=(1 / 3, 1 / 3), scale=(0.7, 1.2)).
 MARGIN = 2  # outermost pixels of the 28x28 digit that do not count
-ROTATION = 30.0  # degrees, uniform in +-
-SCALE = (0.7, 1.2)  # uniform
-SHIFT = (WIDTH / 3, HEIGHT / 3)  # pixels, uniform in +-, rounded
+ROTATION, SCALE, SHIFT = 30.0, (0.7, 1.2), (WIDTH / 3, HEIGHT / 3)  # degrees +-; factor; pixels +-, rounded; uniform
 EMPTY_SHARE = 1 / 11  # of localization images
 USES = 3  # how often detection draws each zero and each one
 APART = 8  # pixels at least, in x or in y, between two boxes of a detection image
@@ -52,32 +48,22 @@ def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
         radius = math.ceil(4 * sigma)  # noise wider than the image, so that blurring has no border
         shape = (count, HEIGHT + 2 * radius, WIDTH + 2 * radius)
         part = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        if sigma:
-            part = _blur_matrix(HEIGHT, radius, sigma) @ part @ _blur_matrix(WIDTH, radius, sigma).T
+        if sigma:  # blurred along either axis, by kernels of norm 1, so that the variance stays 1
+            kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+            kernel = kernel / kernel.norm()
+            down, across = (torch.stack([F.pad(kernel, (at, n - 1 - at)) for at in range(n)]) for n in (HEIGHT, WIDTH))
+            part = down @ part @ across.T
         z += math.sqrt(share) * part
     return z.mul_(noise.std).add_(noise.mean).clamp_(0, 1).mul_(255).round_().byte()
 
 
-def _blur_matrix(size: int, radius: int, sigma: float) -> Tensor:
-    """(size, size + 2 * radius): blurs white noise along one axis; its rows have norm 1, so variance stays 1."""
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    matrix = torch.zeros(size, size + 2 * radius)
-    for row in range(size):
-        matrix[row, row : row + len(kernel)] = kernel / kernel.norm()
-    return matrix
-
-
 def warp_digits(digits: Tensor, rng: np.random.Generator) -> Tensor:
-    """Digits (M, 28, 28) uint8 -> each turned, scaled and shifted in a black image of its own, (M, 48, 60) uint8."""
+    """Digits (M, 28, 28) uint8 -> the middle of each put in the middle of a black image of its own, (M, 48, 60) uint8,
+    and turned, scaled and shifted about it, as torchvision's `affine` does."""
     angle = np.deg2rad(rng.uniform(-ROTATION, ROTATION, len(digits)))
     scale = rng.uniform(*SCALE, len(digits))
     shift = np.round(rng.uniform(-1, 1, (len(digits), 2)) * SHIFT)
-    return affine(digits, *(torch.from_numpy(values).float() for values in (angle, scale, shift)))
-
-
-def affine(digits: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """torchvision's `affine` for many at once: the middle of digits (M, 28, 28), put in the middle of black images
-    (M, 48, 60) and mapped about it: turned by angle (M,) in radians, scaled by (M,) and shifted by (M, 2) pixels."""
+    angle, scale, shift = (torch.from_numpy(drawn).float() for drawn in (angle, scale, shift))
     inner = digits[:, None, MARGIN:-MARGIN, MARGIN:-MARGIN].float()  # (M, 1, 24, 24)
     # grid_sample asks where each pixel comes from: shifted back, turned back, scaled back.
     cos, sin = angle.cos() / scale, angle.sin() / scale
@@ -89,25 +75,18 @@ def affine(digits: Tensor, angle: Tensor, scale: Tensor, shift: Tensor) -> Tenso
     return F.grid_sample(inner, origin, mode="nearest", align_corners=False)[:, 0].byte()
 
 
-def count_pieces(digits: Tensor) -> Tensor:
-    """Into how many pieces the ink of the middle of digits (M, 28, 28) falls, corners joining them, (M,) int64."""
-    ink = (digits[:, MARGIN:-MARGIN, MARGIN:-MARGIN] > 0).numpy()
-    return torch.tensor([ndimage.label(each, np.ones((3, 3)))[1] for each in ink], dtype=torch.long)
-
-
 def find_boxes(ink: Tensor) -> Tensor:
-    """(M, 48, 60) bool, where a digit has ink -> its box [x, y, w, h] in fractions of the image, (M, 4) float64.
-
-    Its edges are the first and the last row and column with ink, so that w and h are one pixel less than the ink is
-    wide and high, and 0 for a line of one pixel. No ink at all gives a box of nothing at the image's corner.
-    """
-    size, low, high = torch.tensor((WIDTH, HEIGHT)), [], []
-    for axis in (1, 2):
-        used = ink.any(axis).byte()  # (M, 60) columns; (M, 48) rows
-        low.append(used.argmax(1))
-        high.append(torch.where(ink.any((1, 2)), used.shape[1] - 1 - used.flip(1).argmax(1), 0))
-    low, high = torch.stack(low, 1).double(), torch.stack(high, 1).double()
-    return torch.cat(((low + high) / 2 / size, (high - low) / size), 1)
+    """(M, 48, 60) bool, where a digit has ink -> its box [x, y, w, h] in fractions of the image, (M, 4) float64. Its
+    edges are the first and the last row and column with ink, so that w and h are one pixel less than the ink is wide
+    and high, and 0 for a line of one pixel. No ink at all gives a box of nothing at the image's corner."""
+    center, extent = [], []
+    for used in (ink.any(1), ink.any(2)):  # columns (M, 60), rows (M, 48)
+        size = used.shape[1]
+        last = (torch.arange(size) * used).amax(1)
+        first = torch.where(used, torch.arange(size), last[:, None]).amin(1)
+        center.append((first + last).double() / 2 / size)
+        extent.append((last - first).double() / size)
+    return torch.stack((*center, *extent), 1)
 
 
 def fill_images(boxes: np.ndarray) -> np.ndarray:
@@ -128,16 +107,24 @@ def fill_images(boxes: np.ndarray) -> np.ndarray:
 
 
 def make_images(
-    digits: Tensor, classes: Tensor, pool: Tensor, task: str, count: int, seed: list[int]
+    digits: Tensor, classes: Tensor, pool: Tensor, task: str, count: int, seed: list[int], noise: float = 1.0
 ) -> dict[str, Tensor]:
-    """Generate `count` images from those of the digits (D, 28, 28) uint8 of classes (D,) whose numbers are in the pool,
-    reused where they are few. Returns what a `Split` of generated images holds.
-
-    Detection draws each digit equally often. Where that is about three times, as in the course's sets, it is exactly
-    that, and there are as many images as come out of it, one in a hundred more or less.
-    """
+    """What a `Split` of `count` images holds, generated from those of the digits (D, 28, 28) uint8 of classes (D,)
+    whose numbers are in the pool, reused where they are few. Detection draws each equally often. Where that is about
+    three times, as in the course's sets, it is exactly that, and there are as many images as come out of it."""
     rng = np.random.default_rng([*seed, 0])
-    used = pool[_draw_digits(len(pool), task, count, rng)]
+    if task == "loc":
+        needed = count - round(count * EMPTY_SHARE)
+        order = [rng.permutation(pool) for _ in range(math.ceil(needed / len(pool)))]
+        used = torch.from_numpy(np.concatenate(order)[:needed])
+        image = torch.from_numpy(rng.permutation(count)[:needed])
+        at = (image,)
+    else:
+        uses, different, expected = USES, len(pool), count * PER_IMAGE
+        if not 0.9 < expected / (USES * len(pool)) < 1.1:
+            uses = max(USES, math.ceil(expected * MARGIN_OF_DIGITS / len(pool)))
+            different = math.ceil(expected * MARGIN_OF_DIGITS / uses)
+        used = torch.from_numpy(rng.permutation(np.repeat(rng.permutation(pool)[:different], uses)))
     warped = _in_chunks(len(used), lambda part, rng: warp_digits(digits[used[part]], rng), [*seed, 1])
     boxes = find_boxes(warped > 0)
     if task == "det":
@@ -147,40 +134,25 @@ def make_images(
         used, warped, boxes, image = (values[image < count] for values in (used, warped, boxes, image))
         column, row = find_cell(boxes[:, 0], boxes[:, 1])
         at = (image, row.long(), column.long())
-    else:
-        image = torch.from_numpy(rng.permutation(count)[: len(used)])
-        at = (image,)
-    images = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, NOISE[task], rng), [*seed, 2])
+    louder = replace(NOISE[task], std=noise * NOISE[task].std)
+    images = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, louder, rng), [*seed, 2])
     visible = find_boxes(warped > images[image])
     images.view(count, -1).scatter_reduce_(0, image[:, None].expand(-1, HEIGHT * WIDTH), warped.flatten(1), "amax")
+    rows = [torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1) for box in (boxes, visible)]  # (M, 6)
+    rows = [(to_cells(each, column, row) if task == "det" else each).float() for each in rows]
+    ink = (digits[used, MARGIN:-MARGIN, MARGIN:-MARGIN] > 0).numpy()
+    pieces = torch.tensor([ndimage.label(each, np.ones((3, 3)))[1] for each in ink])  # corners join them
     generated = {"images": images[:, None]}
-    for name, box in (("labels", boxes), ("visible", visible)):
-        rows = torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1)  # (M, 6)
-        generated[name] = torch.tensor(NO_DIGIT).repeat(count, *GRID[task], 1)
-        generated[name][at] = (to_cells(rows, column, row) if task == "det" else rows).float()
-    for name, numbers, none in (("digits", used, -1), ("pieces", count_pieces(digits[used]), 0)):
-        generated[name] = torch.full((count, *GRID[task]), none)
-        generated[name][at] = numbers
+    of_digits = {"labels": rows[0], "visible": rows[1], "digits": used, "pieces": pieces}
+    for (name, values), none in zip(of_digits.items(), (NO_DIGIT, NO_DIGIT, -1, 0)):
+        generated[name] = torch.tensor(none).expand(count, *GRID[task], *values.shape[1:]).clone()
+        generated[name][at] = values
     return generated
 
 
 def _in_chunks(count: int, make: Callable[[slice, np.random.Generator], Tensor], seed: list[int]) -> Tensor:
-    """What `make` gives for one part of 0 to `count` after the other, each with its own random numbers."""
-
-    def chunk(first: int) -> Tensor:
-        return make(slice(first, min(first + CHUNK, count)), np.random.default_rng([*seed, first // CHUNK]))
-
+    """What `make` gives for each part of 0 to `count`, with random numbers of its own, put together."""
+    parts = [slice(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+    generators = [np.random.default_rng([*seed, number]) for number in range(len(parts))]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        return torch.cat(list(threads.map(chunk, range(0, count, CHUNK))))
-
-
-def _draw_digits(pool: int, task: str, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Which of so many digits are drawn for `count` images, in which order."""
-    if task == "loc":
-        needed = count - round(count * EMPTY_SHARE)
-        return np.concatenate([rng.permutation(pool) for _ in range(math.ceil(needed / pool))])[:needed]
-    uses, different, expected = USES, pool, count * PER_IMAGE
-    if not 0.9 < expected / (USES * pool) < 1.1:
-        uses = max(USES, math.ceil(expected * MARGIN_OF_DIGITS / pool))
-        different = math.ceil(expected * MARGIN_OF_DIGITS / uses)
-    return rng.permutation(np.repeat(rng.permutation(pool)[:different], uses))
+        return torch.cat(list(threads.map(make, parts, generators)))

@@ -1,101 +1,87 @@
-"""Runs all tests, in this order, until one fails: style, pytest, the notebooks, what is published.
-
-python scripts/test.py
-python scripts/test.py --published    the last alone: rebuilds both notebooks from the published run, without training,
-                                      and compares the cells that print results; fails where that cannot be done
-python scripts/test.py --installed    says by its exit status whether this Python has all of requirements.txt
-"""
+"""Runs all tests: style; then pytest, both notebooks on a handful of images, and, where the published run's images are,
+both rebuilt from it without training, every table of scores compared with what is stored."""
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
-NOTEBOOKS = ["localization.ipynb", "detection.ipynb"]
-NBVAL = ["-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "-p", "no:cacheprovider"]
-COMMANDS = [
-    ["-m", "ruff", "check", "."],
-    ["-m", "ruff", "format", "--check", "."],
-    ["-m", "ruff", "format", "--check", "--line-length", "100", *NOTEBOOKS],
-    ["-m", "pytest"],
-    [*NBVAL, *NOTEBOOKS],
-]
-SMOKE = {"PROFILE": "smoke", "DATA_SOURCE": "digits"}  # so the notebooks need no download
-COMPARED = "nbval-check-output"  # tag of cells whose outputs nbval compares
-TAG = "published-output"  # tag of cells that hold in the published run only, which --published compares as well
+NOTEBOOKS = {"loc": "localization.ipynb", "det": "detection.ipynb"}
+STYLE = (("check", "."), ("format", "--check", "."), ("format", "--check", "--line-length=100", *NOTEBOOKS.values()))
+NBVAL = ("pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "-p", "no:cacheprovider")
+TAGS = "nbval-check-output", "published-output"  # of cells that are compared: in any run, in the published run only
 
 
-def run(command: list[str], **environment: str) -> int:
-    """Run Python with the arguments; returns its exit status. Runs are kept for it alone, and nothing is published."""
+def run(*command: str, **variables: str) -> str:
+    """Run a Python module, with training runs of its own; print what it printed, and return its name if it failed."""
+    variables |= {"STORE": "", "OMP_NUM_THREADS": str(max(1, os.cpu_count() // 2))}  # for there are two of these
     with tempfile.TemporaryDirectory(prefix="runs-", ignore_cleanup_errors=True) as runs:
-        environment |= {"RUNS_DIR": runs, "STORE": ""} if environment else {}
-        return subprocess.run([sys.executable, *command], cwd=HOME, env=os.environ | environment).returncode
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=HOME, env=os.environ | variables | {"RUNS_DIR": runs},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    print(f"{' '.join(command)}\n{done.stdout}", flush=True)
+    return f"{command[0]} {command[-1]}" if done.returncode else ""
 
 
-def is_installed(pin: str) -> bool:
-    """Whether a package is installed as a pin such as torch==2.14.1 says, or in a build of that version, 2.14.1+cpu."""
-    name, _, version = pin.partition("==")
-    try:
-        return metadata.version(name.partition("[")[0]).partition("+")[0] == version
-    except metadata.PackageNotFoundError:
-        return False
-
-
-def compare_published(task: str, must: bool) -> int:
-    """Rebuild a task's notebook from the published run and compare it; returns the exit status. Where that cannot be
-    done, say why, and fail if it `must` be done."""
+def compare_published(task: str, must: bool) -> str:
+    """Rebuild a task's notebook from the published run; return its name if it differs, or if it `must` be done and the
+    images are not to be had."""
     import nbformat
 
     import data
     import training
 
-    notebook = Path(f"{training.NAMES[task]}.ipynb")
-    content = nbformat.read(notebook, as_version=4)
-    tagged = {tag: [cell for cell in content.cells if tag in cell.metadata.get("tags", [])] for tag in (COMPARED, TAG)}
+    name, source = NOTEBOOKS[task], training.published_results(task)["source"]
+    notebook = nbformat.read(HOME / name, as_version=4)
+    compared = [cell for cell in notebook.cells if {*TAGS} & {*cell.metadata.get("tags", [])}]
     try:
-        results = training.published_results(task) or {}
-        if not results:
-            raise data.DataError("figures/results.json does not hold it")
-        for path in (f"histories/{training.NAMES[task]}.pkl", f"weights/{results['selected']}.pt"):
-            if not Path(path).is_file():
-                raise data.DataError(f"{path} is missing")
-        data.load(task, results["source"], log=lambda text: None)
+        data.load(task, source, log=lambda text: None)
     except data.DataError as error:
-        instead = "" if must else f"; {len(tagged[COMPARED])} cells compared, those that hold in any run"
-        print(f"{notebook}: not compared with the published run: {error}{instead}", flush=True)
-        return int(must)
-    for cell in tagged[TAG]:
-        cell.metadata["tags"] = [COMPARED]
-    copy = Path(f"published-{notebook}")  # beside it, for a notebook's folder is where it runs
+        print(f"{name}: not compared with the published run: {error}")
+        return name if must else ""
+    for cell in compared:
+        cell.metadata["tags"] = TAGS[:1]
+    copy = HOME / f".published-{os.getpid()}-{name}"  # beside it, for a notebook runs where it lies
     try:
-        nbformat.write(content, copy)
-        status = run([*NBVAL, str(copy)], PROFILE="published", DATA_SOURCE=results["source"])
+        nbformat.write(notebook, copy)
+        return run(*NBVAL, copy.name, PROFILE="published", DATA_SOURCE=source)
     finally:
         copy.unlink(missing_ok=True)
-    print(f"{notebook}: {sum(map(len, tagged.values()))} cells compared with the published run", flush=True)
-    return status
+        print(f"{name}: {len(compared)} cells compared with the published run", flush=True)
 
 
-def main() -> int:
-    """Run the tests; returns the exit status of the first that fails."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--published", action="store_true")
-    parser.add_argument("--installed", action="store_true")
+def main() -> str | int:
+    """Run the tests; returns the exit status, or what failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--published", action="store_true", help="the last alone; fails where that cannot be done")
+    parser.add_argument("--installed", action="store_true", help="whether requirements.txt is: 0 is the exit status")
     chosen = parser.parse_args()
     if chosen.installed:
-        lines = (HOME / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        return int(not all(is_installed(pin) for line in lines if (pin := line.partition("#")[0].strip())))
-    for command in [] if chosen.published else COMMANDS:
-        print("python", *command, flush=True)
-        if status := run(command, **(SMOKE if NBVAL[2] in command else {})):
-            return status
+        pins = re.findall(r"(?m)^([\w-]+)==(\S+)", (HOME / "requirements.txt").read_text(encoding="utf-8"))
+        with suppress(metadata.PackageNotFoundError):  # torch 2.14.1+cpu is torch==2.14.1 as well
+            return int(any(metadata.version(name).partition("+")[0] != version for name, version in pins))
+        return 1
     sys.path.insert(0, str(HOME))
     os.chdir(HOME)
-    return max([compare_published(task, chosen.published) for task in ("loc", "det")])
+    failed, jobs = "", [partial(compare_published, task, chosen.published) for task in NOTEBOOKS]
+    if not chosen.published:
+        failed = ", ".join(filter(None, (run("ruff", *options) for options in STYLE)))
+        smoke = [partial(run, *NBVAL, name, PROFILE="smoke", DATA_SOURCE="digits") for name in NOTEBOOKS.values()]
+        jobs = [jobs[0], partial(run, "pytest"), jobs[1], *smoke]  # the longest first
+    if not failed:
+        print(f"{len(jobs)} jobs, two at a time: some minutes", flush=True)
+        with ThreadPoolExecutor(2) as pool:
+            failed = ", ".join(filter(None, pool.map(lambda job: job(), jobs)))
+    return f"Failed: {failed}" if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Fixtures that several tests share."""
 
 import multiprocessing
-import os
-import tempfile
 
 import pytest
 import torch
@@ -31,7 +29,6 @@ def sets(tmp_path_factory):
 @pytest.fixture(scope="session")
 def processes():
     """New processes from one that has imported PyTorch and done nothing else: quick, and safe to fork."""
-    short = len(os.fsencode(tempfile.gettempdir())) < 60  # else its socket, which lies there, gets too long a name
-    context = multiprocessing.get_context("forkserver" if short else "spawn")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training", "pytest"])
     return context

@@ -1,6 +1,5 @@
 """What the tests of training and of faults share: tiny networks, short runs, and processes that get killed."""
 
-import contextlib
 from dataclasses import replace
 from functools import partial
 from unittest.mock import Mock
@@ -14,21 +13,16 @@ import training
 from training import Hooks, Settings, runs
 
 SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7)
-# All that a run can hold: the optimizer's two means of every weight, a schedule, bounded boxes; and bfloat16.
-RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)
+RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)  # with all that a run can hold, and bfloat16
 CPU = torch.device("cpu")
 
 
-class Tiny(nn.Sequential):
-    """A localizer that trains in no time."""
-
+class Tiny(nn.Sequential):  # a localizer that trains in no time
     def __init__(self):
         super().__init__(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))
 
 
-class Tiny2(nn.Sequential):
-    """The same for detection, with batch norm, whose running statistics belong to the state as well."""
-
+class Tiny2(nn.Sequential):  # a detector, with batch norm, whose running statistics belong to the state as well
     def __init__(self):
         layers = nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1)
         super().__init__(nn.AvgPool2d(8), *layers)
@@ -36,7 +30,7 @@ class Tiny2(nn.Sequential):
 
 def fit(sets, folder, task="loc", settings=SHORT, network=None, hooks=None, **options):
     """A run that is kept in a folder, with a checkpoint after every epoch; `options` as those of `training.fit`."""
-    options = {"precision": "bfloat16" if settings == RICH else "float32", **options}
+    options.setdefault("precision", "bfloat16" if settings == RICH else "float32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNS_DIR", str(folder))
         patch.setattr(runs, "SAVED_EVERY", 0.0)
@@ -49,7 +43,7 @@ def call_in(epoch, step, function):
 
 
 def interrupted(sets, folder, epoch, task="loc", settings=SHORT, step=1):
-    """Train until a step of an epoch, and no further. Returns the folder of the run, which has to be the first."""
+    """Train until a step of an epoch, and no further. Returns the folder of the run, if it is the first."""
     with pytest.raises(KeyboardInterrupt):
         fit(sets, folder, task, settings, hooks=call_in(epoch, step, Mock(side_effect=KeyboardInterrupt)))
     return next(folder.iterdir())
@@ -62,9 +56,7 @@ def same_run(run, other):
     """The first run, which has to be the other bit for bit: history, samples, and the best epoch's weights."""
     assert {**run.history, "seconds": None} == {**other.history, "seconds": None}
     assert run.val_samples == other.val_samples
-    weights, expected = run.load(CPU).state_dict(), other.load(CPU).state_dict()
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    torch.testing.assert_close(run.load(CPU).state_dict(), other.load(CPU).state_dict(), rtol=0, atol=0)
     return run
 
 
@@ -75,24 +67,13 @@ def _train(sets, folder, pipe, prepare):
     torch.set_num_threads(1)
     torch.cuda.is_available = lambda: False
     prepare()
-    pipe.send(0)
     fit_long(sets, folder, hooks=Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
 
 
 def start(processes, sets, folder, prepare=int):
-    """A process that calls `prepare`, tells the pipe 0, trains the run, and tells every epoch that is done."""
+    """A process that calls `prepare`, trains the run, and tells a pipe every epoch that is done."""
     here, there = processes.Pipe(duplex=False)
     process = processes.Process(target=_train, args=(sets, folder, there, prepare), daemon=True)
     process.start()
     there.close()  # else a killed process would not close the pipe
     return process, here
-
-
-def epochs_until(wanted, pipe):
-    """The numbers that a process tells until the wanted one, or until it is dead."""
-    numbers = []
-    with contextlib.suppress(EOFError):
-        while wanted not in numbers:
-            assert pipe.poll(120), "no sign of life"
-            numbers.append(pipe.recv())
-    return numbers

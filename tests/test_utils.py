@@ -1,11 +1,11 @@
 """Normalization, loss, metric, decoding and mAP, against arithmetic done by hand."""
 
+import itertools
 import math
 from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from cases import both_tasks, det_labels, det_outputs, digits, loc_row, perfect_outputs
 from torchmetrics.detection import MeanAveragePrecision
 
@@ -21,15 +21,6 @@ SHIFTED_BOX = (0.6, 0.5, 0.2, 0.4)  # by half its width: 1/2 in common of 3/2 in
 WEIGHTS = {"l1_weight": 2, "giou_weight": 3, "box_weight": 4, "class_weight": 5, "label_smoothing": 0.1}
 
 
-def random_case(task, share):
-    """Outputs and labels in float64; about `share` of the images (cells) hold a digit."""
-    rng, grid = torch.Generator().manual_seed(4), () if task == "loc" else (2, 3)
-    outputs = torch.randn(40, 15 if task == "loc" else 6, *grid, generator=rng, dtype=torch.float64)
-    pc, x, y, w, h, c = torch.rand(6, 40, *grid, generator=rng, dtype=torch.float64)
-    c = (c * (10 if task == "loc" else 2)).floor()
-    return outputs, torch.stack(((pc < share).double(), x, y, w * 0.8 + 0.1, h * 0.8 + 0.1, c), -1)
-
-
 @pytest.mark.parametrize("kind", ["bytes", "floats", "one pixel off"])
 def test_normalize_takes_mean_and_deviation_of_the_images_that_it_is_fit_to(kind):
     images = torch.randint(256, (5000, 1, 3, 4), dtype=torch.uint8)  # more than are summed at a time
@@ -37,19 +28,12 @@ def test_normalize_takes_mean_and_deviation_of_the_images_that_it_is_fit_to(kind
     if kind == "one pixel off":
         images[:], images[4999, 0, 1, 2] = 77, 78
     pixels, images = images.double() / 255, images / 255 if kind == "floats" else images
-    before, normalize, std = images.clone(), utils.Normalize.fit(images), pixels.std(correction=0)
+    normalize, std = utils.Normalize.fit(images), pixels.std(correction=0)
     expected = {"mean": pixels.mean(), "std": std}  # part of the state, so that a file of weights holds them
     torch.testing.assert_close(dict(normalize.state_dict()), expected, rtol=1e-6, atol=0, check_dtype=False)
-    torch.testing.assert_close(normalize(images) * std + pixels.mean(), pixels, rtol=0, atol=1e-6, check_dtype=False)
-    assert torch.equal(images, before)
-
-
-@pytest.mark.parametrize(("value", "other"), [(0, 0), (255, 255), (0.3, 0.3), (1.0, 1.0), (0.5, 0.5 + 1e-7)])
-def test_images_whose_pixels_are_all_but_the_same_cannot_be_normalized(value, other):
-    images = torch.full((7, 1, 48, 60), value, dtype=torch.uint8 if isinstance(value, int) else torch.float32)
-    images[3, 0, 5, 9] = other
+    torch.testing.assert_close(normalize(images).double() * std + pixels.mean(), pixels, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match=r"^images: expected pixels that differ .*, found [\d.]+ everywhere$"):
-        utils.Normalize.fit(images)
+        utils.Normalize.fit(images[:1, :, :1, :1])
 
 
 @both_tasks
@@ -76,9 +60,8 @@ def test_loss_and_metric_by_hand(task):
     scores, nothing = utils.score(outputs, labels), utils.score(outputs - 5, labels)
     assert [scores[name] for name in names] == pytest.approx([3 / 6, 2 / 3, (3 / 6 + 2 / 3) / 2, 1 / 3, 4 / 9])
     assert [nothing[name] for name in names] == [3 / 6, 0, 3 / 12, 0, 0]
-    assert matches.digit.tolist() == [True, True, True, False, False, False]
-    assert matches.detected.tolist() == [True, True, False, False, False, True]
-    assert matches.correct.tolist() == [True, False, False, True, True, False]
+    flags = [matches.digit.tolist(), matches.detected.tolist(), matches.correct.tolist()]
+    assert flags == [[1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 1], [1, 0, 0, 1, 1, 0]]
     assert (matches.class_id.tolist(), matches.true_class_id.tolist()) == ([1, 0, 0, 1, 0, 1], [1, 1, 0, -1, -1, -1])
     assert matches.iou.tolist() == pytest.approx([1, 1 / 3, 1 / 2, 0, 0, 0], abs=1e-6)
     boxes = torch.tensor([(0.5, 0.5, *size) for size in ((-0.2, 0.4), (0.2, -0.4), (-0.2, -0.4), (0.0, 0.0))])
@@ -110,7 +93,6 @@ def test_edges_cost_the_logarithm_of_the_probability_of_the_true_ones(task):
         chances[cell][pixel] = given
     expected = (LN2 + LN4 + 0 - math.log(utils.LEAST_PROBABILITY)) / 4
     assert utils.edge_loss(edges, labels).item() == pytest.approx(expected, rel=1e-4)
-    assert utils.edge_loss([each[1:] for each in edges], labels[1:]) == 0
     # Training adds it to the other losses, all with the settings' weights.
     loss = forward_and_loss(lambda _: models.TrainOutputs(outputs, edges), torch.zeros(0), labels, settings)[1]
     others = utils.combined_loss(outputs, labels, partial(utils.l1_giou, l1_weight=2, giou_weight=3), 4, 5, 0.1)
@@ -118,46 +100,29 @@ def test_edges_cost_the_logarithm_of_the_probability_of_the_true_ones(task):
     torch.testing.assert_close(torch.stack(loss), torch.stack(others) + extra)
 
 
-def masked_loss(outputs, labels, box_loss):
-    """The loss as its definition says it: those with a digit are picked out by a mask."""
-    outputs, labels = utils.flatten_cells(outputs, labels)
-    digit = labels[:, 0] == 1
-    losses = (each(outputs[digit], labels[digit]).sum() for each in (box_loss, utils.class_loss))
-    pc = F.binary_cross_entropy_with_logits(outputs[:, 0], labels[:, 0])
-    return pc, *(loss / digit.sum().clamp(min=1) for loss in losses)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("filler", [math.nan, math.inf, 1e9])
 @both_tasks
-def test_without_a_digit_only_pc_is_read_and_learnt_and_the_device_never_waited_for(task, filler, share):
-    outputs, labels = random_case(task, share)
-    other = torch.where((labels[..., :1] == 1) | (torch.arange(6) == 0), labels, filler)
-    outputs.requires_grad_()
-    for box_loss in (utils.l1_giou, utils.squared_error):
-        _, *actual = utils.combined_loss(outputs, other, box_loss)
-        expected = masked_loss(outputs, labels, box_loss)
-        actual, expected = ([*terms, *torch.autograd.grad(sum(terms), outputs)] for terms in (actual, expected))
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-    scores, terms = utils.score(outputs, other), [term.item() for term in expected[:3]]
-    assert scores == utils.score(outputs, labels)
-    assert [scores[f"loss{name}"] for name in ("", "_pc", "_box", "_class")] == pytest.approx([sum(terms), *terms])
-    assert share or (scores["iou"], scores["iou_all"], scores["digit_accuracy"]) == (0, 0, 0)
+def test_without_a_digit_only_pc_is_read_and_learnt_and_the_device_never_waited_for(task, filler):
+    labels = digits(task).train.labels[:20]
+    outputs, digit = torch.randn(20, 15) if task == "loc" else torch.randn(20, 6, 2, 3), labels[..., 0] == 1
+    other, terms = torch.where(digit[..., None] | (torch.arange(6) == 0), labels, filler), []
+    for box_loss, given in itertools.product((utils.l1_giou, utils.squared_error), (labels, other, labels * 0)):
+        loss = utils.combined_loss(outputs.requires_grad_(), given, box_loss)
+        terms.append((*loss, *torch.autograd.grad(loss.total, outputs)))
+    torch.testing.assert_close(terms[0::3], terms[1::3], rtol=0, atol=0)
+    assert not any(nothing[number] for nothing in terms[2::3] for number in (2, 3))
+    assert not terms[1][-1].movedim(1, -1)[~digit][:, 1:].any()
+    scores, expected = utils.score(outputs.detach(), other), torch.stack(terms[3][:4]).tolist()
+    assert [scores[f"loss{name}"] for name in ("", "_pc", "_box", "_class")] == pytest.approx(expected, rel=1e-5)
     # Tensors on the meta device have no values: whatever would wait for one fails, as indexing by a mask does.
-    outputs, labels = outputs.detach().to("meta").requires_grad_(), labels.to("meta")
-    utils.combined_loss(outputs, labels).total.backward()
-    with pytest.raises(NotImplementedError):
-        masked_loss(outputs, labels, box_loss)
+    utils.combined_loss(outputs.detach().to("meta").requires_grad_(), labels.to("meta")).total.backward()
 
 
 @pytest.mark.parametrize(("function", "shapes", "options", "message"), [
     (utils.combined_loss, ((4, 14), (4, 6)), {}, r"outputs: .*\(N, 15\) or \(N, 6, 2, 3\), found \(4, 14\)"),
     (utils.combined_loss, ((4, 15), (4, 5)), {}, r"labels: .*\(N, 6\) or \(N, 2, 3, 6\), found \(4, 5\)"),
-    (utils.combined_loss, ((4, 15), (3, 6)), {}, r"\(4, 15\) and labels \(3, 6\) do not go together"),
     (utils.match, ((4, 6, 2, 3), (4, 6)), {}, r"\(4, 6, 2, 3\) and labels \(4, 6\) do not go together"),
-    (utils.decode, ((15,),), {}, r"outputs: .* found \(15,\)"),
     (lambda zeros: utils.decode(zeros.log() - zeros.log()), ((1, 15),), {}, "outputs: expected finite numbers"),
-    (utils.decode, ((1, 15),), {"threshold": -0.01}, r"threshold: expected a number in \[0, 1\], found -0.01"),
     (utils.decode, ((1, 15),), {"nms_iou": 1.01}, r"nms_iou: expected a number in \[0, 1\], found 1.01"),
     (utils.decode, ((1, 15),), {"threshold": math.nan}, "threshold: .* found nan"),
 ])  # fmt: skip
@@ -167,19 +132,15 @@ def test_what_does_not_fit_is_refused(function, shapes, options, message):
 
 
 def test_outputs_depend_neither_on_the_batch_size_nor_on_the_others_in_the_batch():
-    train = digits("det").train[:17]
-    model = torch.nn.Sequential(utils.Normalize.fit(train.images), models.SimpleNet2()).train()  # with batch norm
-    batched = utils.infer(model, train.images, batch_size=7)
-    assert not model.training
-    alone = torch.cat([model(image[None]).detach() for image in train.images])
+    model, images = models.SimpleNet2().train(), torch.rand(17, 1, 48, 60)  # with batch norm
+    batched = utils.infer(model, images, batch_size=7)
+    alone = torch.cat([model(image[None]).detach() for image in images])
     torch.testing.assert_close(batched, alone, rtol=1e-4, atol=1e-5)
-    assert utils.evaluate(model, train) == pytest.approx(utils.score(alone, train.labels), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(("outputs", "box", "class_id", "score"), [
     # Cell (1, 2) begins at (40, 24) and is 20 x 24 pixels: centre (50, 30), size (16, 12).
     (det_outputs({(1, 2): (LN3, 0.5, 0.25, 0.8, 0.5, LN4)}), (42, 24, 58, 36), 1, 3 / 4 * 4 / 5),
-    (det_outputs({(0, 1): (LN3, 0.5, 0.5, 1.0, 1.0, -LN4)}), (20, 0, 40, 24), 0, 3 / 4 * 4 / 5),
     (loc_row(LN3, (0.5, 0.5, 0.2, 0.5), c7=LN9)[None], (24, 12, 36, 36), 7, 3 / 4 * 1 / 2),  # class 9/(9 + 9)
     (loc_row(LN3, (0.0, 1.0, 0.5, 0.5), c0=99.0)[None], (0, 36, 15, 48), 0, 3 / 4),  # cut to the image
     (loc_row(LN3, (0.5, 0.5, 3.0, -1.0), c0=99.0)[None], (0, 24, 60, 24), 0, 3 / 4),  # no height, nothing swapped
@@ -204,22 +165,10 @@ def test_decode_keeps_what_is_above_the_threshold_best_first_and_of_overlapping_
         kept = [each["boxes"][:, 0].round().tolist() for each in utils.decode(outputs, *options)]
         assert kept == [expected, [13] if expected else []]  # another class and another image are left alone
     assert utils.match(outputs, det_labels({}, {})).detected.reshape(2, 6).sum(1).tolist() == [3, 1]  # as from 0.5 on
-    assert not len(utils.decode(torch.zeros(1, 15))[0]["boxes"])
-    assert not utils.match(torch.zeros(1, 15), torch.tensor([NO_DIGIT])).detected.any()
-
-
-def test_true_boxes_by_hand():
-    grid = det_labels({(1, 2): (1, 0.5, 0.25, 0.8, 0.5, 1), (0, 0): (1, 0, 0.5, 0.4, 1, 0)}, {})
-    per_image = utils.true_boxes(grid) + utils.true_boxes(torch.tensor([(1, 0.5, 0.5, 0.2, 0.5, 7), NO_DIGIT]))
-    boxes = [each["boxes"].round(decimals=3).tolist() for each in per_image]
-    assert boxes == [[[-4, 0, 4, 24], [42, 24, 58, 36]], [], [[24, 12, 36, 36]], []]
-    assert [each["labels"].tolist() for each in per_image] == [[0, 1], [], [7], []]
-    assert per_image[1]["boxes"].shape == per_image[3]["boxes"].shape == (0, 4)
 
 
 @pytest.mark.parametrize(("confidence", "height", "expected"), [
-    # Precision is 1 up to recall 1/2 and then 0; of COCO's 101 recalls 0, 0.01, ... 1, 51 are at most 1/2.
-    ((20.0, -20.0, -20.0), 0.4, [51 / 101, 51 / 101, 51 / 101]),
+    ((20.0, -20.0, -20.0), 0.4, [51 / 101, 51 / 101, 51 / 101]),  # of COCO's recalls 0, 0.01 ... 1, 51 are <= 1/2
     ((20.0, -1.0, -20.0), 0.4, [1, 1, 1]),  # accuracy counts a sigmoid of 0.27 as missed
     ((20.0, 20.0, -20.0), 0.256, [3 / 10, 1, 0]),  # IoU 0.64: the first three of .50, .55 ... .95
     ((1.0, 1.5, 2.0), 0.4, [2 / 3, 2 / 3, 2 / 3]),  # precision 0/1, 1/2, 2/3, so 2/3 at every recall
@@ -236,7 +185,7 @@ def test_map_by_hand(confidence, height, expected):
     scores, precision = utils.mean_average_precision(outputs, labels)
     assert scores == pytest.approx({"map": 0.5, "map50": 0.5, "map75": 0.5, "map_class3": 1, "map_class5": 0})
     assert (precision.shape, precision[..., 5].any()) == ((10, 101, 10), False)
-    assert precision.isnan().all((0, 1)).nonzero().flatten().tolist() == [0, 1, 2, 4, 6, 7, 8, 9]
+    assert precision.isnan().all((0, 1)).logical_not().nonzero().flatten().tolist() == [3, 5]
 
 
 @both_tasks
@@ -256,12 +205,10 @@ def test_map_is_that_of_torchmetrics_given_one_image_at_a_time(task):
     expected = [*(summary[name] for name in ("map", "map_50", "map_75")), *summary["map_per_class"]]
     scores = list(utils.mean_average_precision(outputs, labels).scores.values())
     assert scores == pytest.approx([value for value in expected if value >= 0], abs=1e-6)  # -1: a class without digits
-    assert 0.1 < scores[0] < 0.9
 
 
 def test_the_reference_s_metric_by_hand():
-    """Batches of 64 images and of one, 390 cells. Class 1 is read as 0 but from ten channels, the argmax of the last
-    five. In localization all digits are missed, which counts as right."""
+    """Batches of 64 images and of one, 390 cells. Class 1 is read as 0 but from ten channels, the argmax of five."""
     zero, one = (1, *FULL_BOX, 0), (1, *FULL_BOX, 1)
     labels = det_labels({(0, 1): zero}, {(0, 0): one}, *[{}] * 38, {(1, 2): one}, *[{}] * 23, {(0, 0): zero})
     outputs = perfect_outputs(labels)

@@ -4,7 +4,7 @@ from training.colab import prepare_colab
 from training.lab import Lab, open_lab
 from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
 from training.progress import forgive_output, guard
-from training.results import BASELINES, published_results, published_search, select_best
+from training.results import BASELINES, loss_ends, published_results, published_search, select_best
 from training.runs import RunInUse, fit, load_weights, provenance, save_weights
 from training.settings import (
     NAMES,
@@ -23,6 +23,7 @@ from training.tables import (
     fit_table,
     headline,
     markdown_table,
+    recipe_rows,
     results_table,
     search_table,
     settings_table,

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import torch
-from IPython.display import Image
+from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -15,13 +14,15 @@ import models
 import utils
 from data import checks
 from data.labels import CLASSES
-from training import analysis, plots
-from training.loop import build, forward_and_loss
+from training import analysis, plots, tables
+from training.loop import build, train_epoch
 from training.progress import Progress
 from training.results import load_published, published_results, save_histories, save_results, summarize
-from training.runs import Run, fit, keep_freed_memory, save_weights
+from training.runs import Run, fit, save_weights
 from training.settings import NAMES, Profile, Settings, check_runs_folder, choose_device, choose_profile
 
+NOISE = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)  # times the course's
+NOISE_IMAGES = 2000
 LARGEST_WEIGHTS = 20e6  # bytes of a checkpoint whose weights are published; SkreNet's are 147 MB
 
 
@@ -32,7 +33,6 @@ class Test:
     name: str
     scores: dict[str, float]  # see `utils.score` and `utils.mean_average_precision`
     outputs: Tensor | None = None  # on the CPU; None where only the scores were published
-    average: utils.AveragePrecision | None = None
 
     __test__ = False  # no test of pytest's
 
@@ -45,11 +45,6 @@ class Lab:
         self.device = choose_device()
         self.splits = data.load(task, sizes=profile.sizes[task])
         self.figures = profile.outcome_folder("figures")
-
-    @property
-    def name(self) -> str:
-        """ "localization" or "detection"."""
-        return NAMES[self.task]
 
     @cached_property
     def normalize(self) -> utils.Normalize:
@@ -66,26 +61,22 @@ class Lab:
 
     def overfit(self, network: type[nn.Module], images: int, steps: int) -> list[float]:
         """Sanity check: the losses while the first few training images are memorised, one step after the other, with
-        the recipe that is then used. Shifts and stretches, which would make other images of them, are left out."""
-        keep_freed_memory()
-        batch = self.splits.train[:images].to(self.device)
-        settings = replace(self.settings_for(network), epochs=steps, batch_size=images)
-        state, losses = build(network, settings, self.normalize, images, device=self.device), []
-        for _ in range(steps):
-            loss = forward_and_loss(state.model, batch.images, batch.labels, settings)[1].total
-            state.optimizer.zero_grad()
-            loss.backward()
-            state.optimizer.step()
-            if state.schedule:
-                state.schedule.step()
-            losses.append(loss.detach())
-        return torch.stack(losses).tolist()
+        the recipe that is then used, but for shifts and stretches, which would make other images of them."""
+        batch, settings = self.splits.train[:images].to(self.device), self.settings_for(network)
+        settings = replace(settings, epochs=steps, batch_size=images, max_shift=0, max_stretch=0.0)
+        state = build(network, settings, self.normalize, images, device=self.device)
+        return [train_epoch(state, batch, settings)[2].item() for _ in range(steps)]
 
     def train(self, networks: Sequence[type[nn.Module]]) -> list[Run]:
         """Train each network, or load or continue the run that did, and print which it was."""
         runs = []
         for network in networks:
-            run = self._run(network)
+            settings, n_train = self.settings_for(network), self.profile.caps.get(network.__name__)
+            if network.__name__ in self.profile.published:
+                run = load_published(network, self.task)
+            else:
+                with Progress(network.__name__, settings, n_train or len(self.splits.train)) as progress:
+                    run = fit(network, self.splits, settings, progress.hooks, n_train=n_train)
             epochs = len(run.history["seconds"])
             diverged = f", diverged in epoch {epochs + 1} of {run.settings.epochs}" if run.diverged else ""
             print(
@@ -95,12 +86,14 @@ class Lab:
             runs.append(run)
         return runs
 
-    def _run(self, network: type[nn.Module]) -> Run:
-        if network.__name__ in self.profile.published:
-            return load_published(network, self.task)
-        settings, n_train = self.settings_for(network), self.profile.caps.get(network.__name__)
-        with Progress(network.__name__, settings, n_train or len(self.splits.train)) as progress:
-            return fit(network, self.splits, settings, progress.hooks, n_train=n_train)
+    def notice(self) -> Markdown | None:
+        """What a reader has to know below a text about the published run, where this is another."""
+        published = published_results(self.task) or {}
+        if (self.profile.name, self.splits.source) == ("published", published.get("source")):
+            return None
+        images = f"{len(self.splits.train):,} {tables.IMAGES[self.splits.source]}"
+        text = "the numbers in the text above are [the published run's](README.md#results)"
+        return Markdown(f"*This is another run (profile `{self.profile.name}`, {images}): {text}.*")
 
     def infer(self, network: nn.Module, split: data.Split) -> Tensor:
         """A network's outputs for a split, on the CPU."""
@@ -114,18 +107,12 @@ class Lab:
         return self._test(run.name, self.infer(run.load(self.device), self.splits.test))
 
     def _test(self, name: str, outputs: Tensor) -> Test:
-        average = utils.mean_average_precision(outputs, self.splits.test.labels)
-        return Test(name, {**utils.score(outputs, self.splits.test.labels), **average.scores}, outputs, average)
+        labels = self.splits.test.labels
+        return Test(name, utils.score(outputs, labels) | utils.mean_average_precision(outputs, labels).scores, outputs)
 
     def test_baselines(self) -> dict[str, Test]:
         """The `baselines` on the test images, by name."""
         return {name: self._test(name, outputs) for name, outputs in self.baselines(self.splits.test).items()}
-
-    def test_unrounded(self, run: Run) -> dict[str, float]:
-        """A run's scores on the test images without its edges being rounded to whole pixels."""
-        network = run.load(self.device)
-        network[1].round_edges = False
-        return self._test(run.name, self.infer(network, self.splits.test)).scores
 
     @cached_property
     def bright_patches(self) -> analysis.BrightPatches:
@@ -133,17 +120,9 @@ class Lab:
         return analysis.BrightPatches.fit(self.splits.train)
 
     def baselines(self, split: data.Split) -> dict[str, Tensor]:
-        """What can be said of images without a network, as a network's outputs, by name; of generated images also what
-        an oracle says who knows which ink the noise leaves visible, and no more."""
-        outputs = {
-            "bright": self.bright_patches.outputs(split),
-            "trivial": analysis.trivial_outputs(self.splits.train, split),
-        }
+        """What can be said of images without a network, as outputs, by name; the visible ink of generated ones only."""
+        outputs = {"bright": self.bright_patches.outputs(split)}
         return outputs if split.visible is None else {"visible": analysis.visible_outputs(split), **outputs}
-
-    def score_baselines(self, split: data.Split) -> dict[str, dict[str, float]]:
-        """The scores of the `baselines`, by name."""
-        return {name: utils.score(outputs, split.labels) for name, outputs in self.baselines(split).items()}
 
     def score_fit(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
         """Each network's scores on the training images it was trained on, by its name, measured as on validation
@@ -158,10 +137,31 @@ class Lab:
             fits[run.name] = utils.score(self.infer(run.load(self.device), split), split.labels)
         return fits
 
-    def save_figure(self, figure: Figure, name: str) -> Image:
-        """Keep a figure as `name`.png among the profile's figures, and return it for the notebook to show."""
-        width = round(72 * figure.get_figwidth())
-        return Image(plots.save_figure(figure, self.figures, f"{self.name}_{name}").read_bytes(), width=width)
+    def noise_rows(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Accuracy and IoU in weaker and stronger noise, the digits and their places the same, of our network, the
+        reference's best whose weights are at hand, and without a network. Nothing on the course's files."""
+        if self.splits.source == "course":
+            return []
+        *theirs, ours = [run for run in runs if run.weights]
+        best = sorted(theirs, key=lambda run: run.val["mean"])[-1:]
+        networks = {run.name: partial(self.infer, run.load(self.device)) for run in (ours, *best)}
+        networks |= {"bright patches": self.bright_patches.outputs, "visible ink": analysis.visible_outputs}
+        sizes = (1, 1, min(NOISE_IMAGES, len(self.splits.test)))
+        splits = {each: data.load(self.task, self.splits.source, sizes, noise=each, log=str).test for each in NOISE}
+        return analysis.noise_rows(networks, splits)
+
+    def study_figure(self, study: str, columns: dict[str, str], alt: str) -> Image | None:
+        """The curves of a published study, if it is there; columns as `plots.plot_study` takes them."""
+        labels, rows = tables.labels_of(self.task, study), tables.by_id(self.task, study)
+        named = {labels[id]: mine for id, mine in rows.items()}
+        return self.save_figure(plots.plot_study(named, columns), study, alt) if rows else None
+
+    def save_figure(self, figure: Figure, name: str, alt: str) -> Image:
+        """Keep a figure as `name`.png among the profile's figures, and return it for the notebook to show.
+
+        alt: what is to be seen in it, for those who cannot see it."""
+        path, width = plots.save_figure(figure, self.figures, f"{NAMES[self.task]}_{name}"), 72 * figure.get_figwidth()
+        return Image(path.read_bytes(), width=round(width), alt=alt)
 
     def save(
         self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
@@ -172,7 +172,7 @@ class Lab:
         """
         results = self._summarize(runs, tests, baselines, fits)
         save_results(self.figures, self.task, results)
-        save_histories(runs, self.profile.outcome_folder("histories") / f"{self.name}.pkl")
+        save_histories(runs, self.profile.outcome_folder("histories") / f"{NAMES[self.task]}.pkl")
         for run in runs:
             if run.status != "published" and 4 * run.parameters < LARGEST_WEIGHTS:
                 save_weights(run.weights, self.profile.outcome_folder("weights") / f"{run.name}.pt")
@@ -181,16 +181,15 @@ class Lab:
     def _summarize(
         self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
     ) -> dict[str, Any]:
-        chosen, labels = tests[0], self.splits.test.labels
+        split, (chosen, *others) = self.splits.test, tests
         (best,) = [run for run in runs if run.name == chosen.name]
-        errors = {
-            "edges": analysis.edge_rows(analysis.edge_errors(chosen.outputs, labels)),
-            "pieces": analysis.piece_rows(chosen.outputs, self.splits.test),
-            **({"borders": analysis.border_rows(chosen.outputs, labels)} if self.task == "det" else {}),
-        }
-        trained = any(run.status != "published" for run in runs)  # else the profile that was published stays
-        return {
-            "profile": self.profile.name if trained else published_results(self.task)["profile"],
+        unrounded = best.load(self.device)
+        unrounded[1].round_edges = False
+        known = {name: each.outputs for name, each in {**{test.name: test for test in tests}, **baselines}.items()}
+        known = {name: outputs for name, outputs in known.items() if outputs is not None}
+        classes = {name: analysis.class_rows(outputs, split) for name, outputs in known.items()}
+        results = {
+            "profile": self.profile.name,
             "source": self.splits.source,
             "images": {name: len(getattr(self.splits, name)) for name in ("train", "val", "test")},
             "normalization": {name: value.item() for name, value in self.normalize.state_dict().items()},
@@ -198,20 +197,29 @@ class Lab:
             "networks": {run.name: {**summarize(run), "fit": fits[run.name]} for run in runs},
             "selected": chosen.name,
             "test": chosen.scores,
-            "interval": analysis.bootstrap(chosen.outputs, labels),
-            "unrounded": self.test_unrounded(best),
-            "others": {test.name: test.scores for test in tests[1:]},
-            **{name: [list(row) for row in rows] for name, rows in errors.items()},
-            "classes": {
-                name: analysis.per_class(utils.match(test.outputs, labels), CLASSES[self.task])
-                for name, test in {chosen.name: chosen, **baselines}.items()
-            },
+            "interval": analysis.bootstrap(chosen.outputs, split.labels),
+            "unrounded": self._test("", self.infer(unrounded, split)).scores,
+            "others": {test.name: test.scores for test in others},
             "baselines": {name: test.scores for name, test in baselines.items()},
+            "classes": classes,
+            "edges": analysis.edge_rows(analysis.edge_errors(chosen.outputs, split.labels)),
+            "pieces": analysis.piece_rows(chosen.outputs, split),
+            "confusion": analysis.confusion(utils.match(chosen.outputs, split.labels), CLASSES[self.task]).tolist(),
         }
+        if all(run.status == "published" for run in runs):  # of which more is known than can be computed again
+            before = published_results(self.task)
+            results |= {"profile": before["profile"], "classes": {**before["classes"], **classes}}
+        if self.task == "loc":
+            results["noise"] = self.noise_rows(runs)
+        else:
+            results["borders"] = analysis.border_rows(chosen.outputs, split.labels)
+            results["objects"] = analysis.object_rows(known, split.labels)
+        return results
 
 
 def open_lab(task: str) -> Lab:
     """The lab of a task, "loc" or "det", with the profile that PROFILE names, see `settings.choose_profile`. Raises
     SaveError where its runs could not be kept."""
     check_runs_folder()
+    plots.set_style()
     return Lab(task, choose_profile())

@@ -1,4 +1,4 @@
-"""Builds a network and trains it. Nothing here knows of files or displays: who wants to follow passes two hooks."""
+"""Builds a network and trains it. Nothing here knows of files or displays: two hooks let others follow."""
 
 import math
 import time
@@ -37,8 +37,7 @@ class TrainState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # after the best epoch so far, on the CPU
 
     @property
-    def epoch(self) -> int:
-        """How many epochs are done."""
+    def epoch(self) -> int:  # how many are done
         return len(self.history.get("seconds", []))
 
     def record(self, scores: dict[str, float]) -> None:
@@ -48,8 +47,7 @@ class TrainState:
         if best_epoch(self.history) == self.epoch:
             self.best_weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to go on as if it had not stopped."""
+    def state_dict(self) -> dict[str, Any]:  # all that training needs to continue as if it had not stopped
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -57,7 +55,6 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule:
@@ -113,13 +110,9 @@ def build(
 
 
 def train(state: TrainState, splits: Splits, settings: Settings, hooks: Hooks | None = None) -> dict[str, list[float]]:
-    """Train the epochs that the state's history lacks, and return the history: per epoch the seconds, the mean of the
-    loss that was minimized, "train_objective", and the scores (see `utils.score` and `utils.reference_means`) on
-    training and validation images.
-
-    Training scores are those of the outputs that the network was trained on, while its weights changed. Raises
-    NonFiniteLoss, which leaves the state spoilt.
-    """
+    """Train the epochs that the state's history lacks, and return the history: per epoch the seconds, the mean loss
+    that was minimized, "train_objective", and `utils.score` and `utils.reference_means` on training images (of the
+    outputs that the network was trained on) and validation images. Raises NonFiniteLoss, which spoils the state."""
     hooks = hooks or Hooks()
     device = next(state.model.parameters()).device
     train, val = splits.train.to(device), splits.val.to(device)
@@ -142,8 +135,8 @@ def train(state: TrainState, splits: Splits, settings: Settings, hooks: Hooks | 
 def train_epoch(
     state: TrainState, train: Split, settings: Settings, on_step: Callable[[TrainState, int], None] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass over all images. Returns the outputs that the network gave when it was trained on them, in that order,
-    their labels, and the mean loss. On a GPU the losses stay there until the end, where a bad one is then found."""
+    """One pass over all images. Returns the outputs that the network was trained on, in that order, their labels, and
+    the mean loss. On a GPU losses are checked at the end of the epoch, so that no step waits for them."""
     state.model.train()
     losses, outputs, targets = [], [], []
     for step, (images, labels) in enumerate(draw_batches(train, settings, state.epoch + 1), 1):
@@ -183,17 +176,15 @@ def forward_and_loss(
 
 
 def draw_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (B, 1, 48, 60) and labels (B, 6) or (B, 2, 3, 6) of each batch, in an order and with shifts and stretches
-    that are drawn from seed and epoch: on the CPU, so that every device gets the same."""
-    device = train.images.device
+    """Images (B, 1, 48, 60) and labels (B, 6) or (B, 2, 3, 6) of each batch. Order, shifts and stretches follow from
+    seed and epoch, and are drawn on the CPU, so that every device gets the same."""
+    device, count = train.images.device, len(train)
     rng = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
-    order = torch.randperm(len(train), generator=rng) if settings.shuffle else torch.arange(len(train))
-    order = order.to(device)
-    moves = settings.max_shift or settings.max_stretch
-    draws = torch.rand(len(train), 4, generator=rng).to(device) if moves else None
-    for index in order.split(settings.batch_size):
+    order = torch.randperm(count, generator=rng) if settings.shuffle else torch.arange(count)
+    draws = torch.rand(count, 4, generator=rng).to(device)
+    for index in order.to(device).split(settings.batch_size):
         images, labels = train.images[index], train.labels[index]
-        if draws is not None:
+        if settings.max_shift or settings.max_stretch:
             images, labels = augment.move(images, labels, settings.max_shift, settings.max_stretch, draws[index])
         yield images, labels
 

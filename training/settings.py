@@ -21,7 +21,7 @@ def choose_device() -> torch.device:
 
 def choose_precision() -> str:
     """The precision of convolutions in training: "bfloat16" where the device computes faster with it, else "float32".
-    Weights, losses, the boxes' geometry and every evaluation are float32 all the same."""
+    All else is float32: weights, losses, the boxes' geometry, and every evaluation."""
     if choose_device().type == "cuda":
         good = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -73,18 +73,10 @@ class Settings:
 
 
 REFERENCE = Settings()
-OWN = Settings(
-    epochs=40,  # about an hour of two cores
-    learning_rate=4e-3,
-    optimizer="adamw",
-    weight_decay=0.05,
-    one_cycle=True,
-    box_loss="giou",
-    label_smoothing=0.08,
-    round_edges=True,
-    max_shift=8,
-    max_stretch=0.15,
-)
+OWN = Settings(  # about an hour of two cores
+    epochs=40, learning_rate=4e-3, optimizer="adamw", weight_decay=0.05, one_cycle=True,
+    box_loss="giou", label_smoothing=0.08, round_edges=True, max_shift=8, max_stretch=0.15,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,70 +85,45 @@ class Profile:
 
     name: str
     about: str
-    sizes: dict[str, tuple[int, int, int]]  # task -> how many training, validation and test images
-    settings: Settings  # for the reference's networks
-    own: Settings  # for this project's
+    sizes: dict[str, tuple[int, int, int]] = field(default_factory=lambda: FULL)  # training, validation, test images
+    settings: Settings = REFERENCE  # for the reference's networks
+    own: Settings = OWN  # for this project's
     published: tuple[str, ...] = ()  # networks whose published run is read, and not trained
     publishable: bool = False  # whether `--store` takes its figures, histories and weights for the submission's
-    # At most so many training images for a network that would take hours of a CPU: FloNet2 has up to 100 channels at
-    # full size, fifty times the arithmetic of SimpleNet2.
+    # At most so many training images for networks that would take a CPU hours: FloNet2, fifty times SimpleNet2's time.
     caps: dict[str, int] = field(default_factory=dict)
 
     def outcome_folder(self, name: str) -> Path:
-        """Where "figures", "histories" or "weights" go: to one among the runs, so that trying the notebooks out never
-        overwrites what was published; to the folder of that name only where `scripts/run.py --store` asks for it, by
-        the environment variable STORE."""
+        """Where "figures", "histories" or "weights" go: among the runs, so that trying the notebooks out never
+        overwrites what was published, unless `scripts/run.py --store` asks for that by setting STORE."""
         return Path(name) if os.environ.get("STORE") and self.publishable else runs_folder() / self.name / name
 
 
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile(
-            "full",
-            "all images, 60 epochs, ours 40: the submission, for a GPU",
-            FULL,
-            REFERENCE,
-            OWN,
-            publishable=True,
-        ),
-        Profile(
-            "long",
-            "all images, 60 epochs, ours 40, FloNet2 as published: for a CPU with a night",
-            FULL,
-            REFERENCE,
-            OWN,
-            publishable=True,
-            published=("FloNet2",),
-        ),
-        # Momentum and small batches, because so few steps of plain SGD leave the networks where they started.
-        Profile(
-            "quick",
-            "some images, some epochs: minutes on a CPU",
-            {"loc": (8_000, 1_000, 2_000), "det": (5_000, 500, 1_000)},
-            replace(REFERENCE, epochs=4, learning_rate=0.02, momentum=0.9),
-            replace(OWN, epochs=6, batch_size=32),
-            caps={"SkreNet": 1_500, "FloNet": 4_000, "SimpleNet": 4_000, "SkreNet2": 3_000, "FloNet2": 100},
-        ),
-        Profile(
-            "published",
-            "nothing is trained: histories, results and weights are those of the published run",
-            FULL,
-            REFERENCE,
-            OWN,
-            published=tuple(network.__name__ for networks in models.NETWORKS.values() for network in networks),
-            publishable=True,
-        ),
-        Profile(
-            "smoke",
-            "a handful of images, to see that everything runs",
-            {"loc": (256, 128, 128), "det": (128, 32, 64)},
-            replace(REFERENCE, epochs=2, learning_rate=0.02, momentum=0.9),
-            replace(OWN, epochs=2),
-            caps={"FloNet2": 32},
-        ),
-    )
-}
+_PROFILES = (
+    Profile("full", "all images, 60 epochs, ours 40: the submission, for a GPU", publishable=True),
+    Profile(
+        "long", "all images, 60 epochs, ours 40, FloNet2 as published: for a CPU with a night", publishable=True,
+        published=("FloNet2",),
+    ),
+    # Momentum and small batches, because so few steps of plain SGD leave the networks where they started.
+    Profile(
+        "quick", "some images, some epochs: minutes on a CPU",
+        {"loc": (8_000, 1_000, 2_000), "det": (5_000, 500, 1_000)},
+        replace(REFERENCE, epochs=4, learning_rate=0.02, momentum=0.9),
+        replace(OWN, epochs=6, batch_size=32),
+        caps={"SkreNet": 1_500, "FloNet": 4_000, "SimpleNet": 4_000, "SkreNet2": 3_000, "FloNet2": 100},
+    ),
+    Profile(
+        "published", "nothing is trained: histories, results and weights are those of the published run",
+        publishable=True,
+        published=tuple(network.__name__ for networks in models.NETWORKS.values() for network in networks),
+    ),
+    Profile(
+        "smoke", "a handful of images, to see that everything runs", {"loc": (256, 128, 128), "det": (128, 32, 64)},
+        replace(REFERENCE, epochs=2, learning_rate=0.02, momentum=0.9), replace(OWN, epochs=2), caps={"FloNet2": 32},
+    ),
+)  # fmt: skip
+PROFILES = {profile.name: profile for profile in _PROFILES}
 
 
 def choose_profile() -> Profile:

@@ -28,10 +28,9 @@ LONGER = 100  # epochs of SkreNet and FloNet, to see which one is ahead, as the 
 SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
 DECISIVE = ("sgd", "constant_rate", "no_edge_loss")
 AHEAD = (("det", "search_1"),)  # what came out ahead at full length, which further seeds are to confirm
-RECIPES = {"reference": ("the reference's recipe", REFERENCE), "ours": ("our recipe", OWN)}
 NMS_IOU = 0.5
 CURVES = ("train_mean", "val_mean", "train_loss", "val_loss", "train_reference_mean", "val_reference_mean")
-CURVES += ("val_reference_mean_strict", "val_reference_mean_empty", "val_iou", "val_loss_class")
+CURVES += ("val_reference_mean_strict", "val_reference_mean_empty", "train_iou", "val_iou", "train_loss_class")
 
 
 class Trial(NamedTuple):
@@ -56,39 +55,38 @@ def plan_reproduction(task: str) -> list[Trial]:
 
 
 def plan_box_weight(task: str) -> list[Trial]:
-    """Localization: whether boxes are learnt late because squared errors are small: their loss times 1, 10 and 100."""
-    if task == "det":
-        return []
+    """Localization: whether boxes are learnt late because squared errors are small: their loss times 1 and 10, at the
+    reference's rate and, since that is too much for ten times the gradient, at a fifth of it."""
     trials = []
-    for network, weights, seeds in ((models.FloNet, (1, 10, 100), SEEDS[:2]), (models.SkreNet, (1, 10), SEEDS[:1])):
-        for weight in weights:
-            recipe = replace(REFERENCE, box_weight=float(weight))
-            trials.append(
-                Trial(f"{network.__name__}_{weight}", f"{network.__name__}, ×{weight}", network, recipe, seeds)
-            )
-    return trials
+    for network, ways, seeds in (
+        (models.FloNet, ((1, 0.05), (1, 0.01), (10, 0.01), (10, 0.05)), SEEDS[:2]),
+        (models.SkreNet, ((1, 0.05), (1, 0.01), (10, 0.01)), SEEDS[:1]),
+    ):
+        for weight, rate in ways:
+            recipe = replace(REFERENCE, box_weight=float(weight), learning_rate=rate)
+            name = f"{network.__name__}_{weight}_{rate}", f"{network.__name__}, box loss ×{weight}, rate {rate}"
+            trials.append(Trial(*name, network, recipe, seeds))
+    return trials if task == "loc" else []
 
 
 def plan_learning_rate(task: str) -> list[Trial]:
     """Localization: what makes SimpleNet diverge: the rate, the order of the images, bfloat16, or chance."""
-    if task == "det":
-        return []
     trials = []
-    for rate, shuffle, precision, seeds in (
-        (0.05, True, "float32", SEEDS), (0.05, False, "float32", SEEDS), (0.05, True, "bfloat16", SEEDS[:1]),
-        (0.02, True, "float32", SEEDS[:1]), (0.01, True, "float32", SEEDS[:1]),
+    for rate, order, precision, seeds in (
+        (0.05, "shuffled", "float32", SEEDS), (0.05, "unshuffled", "float32", SEEDS),
+        (0.05, "shuffled", "bfloat16", SEEDS[:1]), (0.02, "shuffled", "float32", SEEDS[:1]),
+        (0.01, "shuffled", "float32", SEEDS[:1]),
     ):  # fmt: skip
-        order = "shuffled" if shuffle else "unshuffled"
-        recipe = replace(REFERENCE, learning_rate=rate, shuffle=shuffle)
+        recipe = replace(REFERENCE, learning_rate=rate, shuffle=order == "shuffled")
         name = f"{rate}_{order}_{precision}", f"{rate}, {order}, {precision}"
         trials.append(Trial(*name, models.SimpleNet, recipe, seeds, precision=precision))
-    return trials
+    return trials if task == "loc" else []
 
 
 def plan_recipe(task: str) -> list[Trial]:
     """At full length: every network of the reference with our recipe, and ours with the reference's."""
-    trials = [Trial(f"{each.__name__}_ours", each.__name__, each, OWN) for each in models.REFERENCE[task]]
     ours = models.OURS[task]
+    trials = [Trial(f"{each.__name__}_ours", each.__name__, each, OWN) for each in models.REFERENCE[task]]
     return [*trials, Trial(f"{ours.__name__}_reference", ours.__name__, ours, REFERENCE)]
 
 
@@ -143,41 +141,29 @@ def plan_full_length(task: str) -> list[Trial]:
 def plan_recipes(task: str) -> list[Trial]:
     """In short: every network with either recipe, what the network brings, and what the recipe."""
     return [
-        Trial(f"{network.__name__}_{id}", label, network, replace(recipe, epochs=EPOCHS),
+        Trial(f"{network.__name__}_{id}", network.__name__, network, replace(recipe, epochs=EPOCHS),
               SEEDS[:1] if network in SLOW else SEEDS, N_TRAIN)
         for network in models.NETWORKS[task]
-        for id, (label, recipe) in RECIPES.items()
+        for id, recipe in (("reference", REFERENCE), ("ours", OWN))
     ]  # fmt: skip
 
 
 def plan_failure(task: str) -> list[Trial]:
     """Detection: why the reference's FloNet2 failed. Each thing that it was blamed on by itself."""
-    if task == "loc":
-        return []
     recipe = replace(REFERENCE, epochs=20)  # in which it has failed or not
-    return [
+    trials = [
         Trial("six_shuffled", "six channels, shuffled", models.FloNet2, recipe),
         Trial("ten_shuffled", "ten channels, shuffled", models.TenChannels, recipe),
         Trial("ten_unshuffled", "ten channels, unshuffled", models.TenChannels, replace(recipe, shuffle=False)),
     ]
+    return trials if task == "det" else []
 
 
 def _named(network: type[nn.Module], settings: Settings) -> Trial:
     return Trial(network.__name__, network.__name__, network, settings)
 
 
-PLANS = {
-    "seeds": plan_seeds,  # the whole recipe's rows in the table of "full_length"
-    "box_weight": plan_box_weight,
-    "learning_rate": plan_learning_rate,
-    "recipe": plan_recipe,
-    "longer": plan_longer,
-    "ingredients": plan_ingredients,
-    "full_length": plan_full_length,
-    "recipes": plan_recipes,
-    "reproduction": plan_reproduction,
-    "failure": plan_failure,
-}
+PLANS = {name.removeprefix("plan_"): plan for name, plan in globals().items() if name.startswith("plan_")}
 
 
 # ---------------------------------------------------------------------------------------------- what is kept of it
@@ -240,24 +226,18 @@ def conduct(trial: Trial, seed: int, splits: Splits) -> dict[str, Any]:
 
 
 def examine(run: Run, splits: Splits) -> dict[str, Any]:
-    """What histories do not tell of a run's best epoch, on validation images: missed digits and false positives; the
-    mean accuracy without rounding, where edges are rounded; in detection mean average precision, with non-maximum
-    suppression, and of a `GridNetwork` without multiplying confidence by the expected IoU."""
+    """What histories do not tell of a run's best epoch, on validation images: missed digits and false positives; in
+    detection mean average precision, with non-maximum suppression, and of a `GridNetwork` without multiplying
+    confidence by the expected IoU."""
     model, val = run.load(), splits.val
     outputs = utils.infer(model, val.images).cpu()
-    matches = utils.match(outputs, val.labels)
-    kinds = analysis.failures(matches)
-    found: dict[str, Any] = {"missed": int(kinds["missed"].sum()), "false_positive": int(kinds["false positive"].sum())}
+    kinds = analysis.failures(utils.match(outputs, val.labels))
+    examined: dict[str, Any] = {kind.replace(" ", "_"): int(kinds[kind].sum()) for kind in ("missed", "false positive")}
     if run.task == "det":
-        found["map"] = utils.mean_average_precision(outputs, val.labels).scores
-        found["map_nms"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU).scores
-    if isinstance(model[1], models.GridNetwork):
-        if model[1].round_edges:
-            model[1].round_edges = False
-            found["unrounded_mean"] = utils.evaluate(model, val)["mean"]
-            model[1].round_edges = True
-        if run.task == "det":
+        examined["map"] = utils.mean_average_precision(outputs, val.labels).scores
+        examined["map_nms"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU).scores
+        if isinstance(model[1], models.GridNetwork):
             model[1].iou_quality = False
             unranked = utils.infer(model, val.images).cpu()
-            found["map_unranked"] = utils.mean_average_precision(unranked, val.labels).scores
-    return found
+            examined["map_unranked"] = utils.mean_average_precision(unranked, val.labels).scores
+    return examined
