@@ -62,7 +62,9 @@ def execute(path: Path, copy: Path) -> None:
     finally:
         client.show("")
         write(copy, nbformat.writes(notebook) + "\n")
-        write(copy.with_suffix(".html"), HTMLExporter(config=HTML).from_notebook_node(notebook)[0])
+        html, _ = HTMLExporter(config=HTML).from_notebook_node(notebook)
+        style = "<style>pre, pre * {font-family: monospace}</style>"  # for source in outputs
+        write(copy.with_suffix(".html"), html.replace("</head>", f"{style}</head>"))
 
 
 def write(path: Path, text: str) -> None:

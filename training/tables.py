@@ -54,9 +54,8 @@ def headline(task: str, results: Row) -> str:
     """The result in four rows of Markdown: ours, the reference's best network here and as published, and no network;
     and what run they come from. `results` as `Lab.save` returns them."""
     rows = [row for row in result_rows(task, results) if row["id"] in ("ours", "reference", "published", "bright")]
-    return (
-        f"{markdown_table(rows, {'name': 'test set', **SCORES, 'map': PRECISIONS['map']})}\n\n{describe_run(results)}"
-    )
+    table = markdown_table(rows, {"name": "test set", **SCORES, "map": "mAP"})
+    return f"{table}\n\n{describe_run(results)}"
 
 
 def results_table(task: str, results: Row) -> str:
@@ -165,12 +164,6 @@ def labels_of(task: str, study: str) -> dict[str, str]:
 def mean_of(rows: Sequence[Row], name: str, part: str = "val") -> float:
     """The mean of a score over several rows."""
     return statistics.mean(row[part][name] for row in rows)
-
-
-def spread(rows: Sequence[Row]) -> str:
-    """The range of the validation means of several rows."""
-    means = [row["val"]["mean"] for row in rows]
-    return f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else ""
 
 
 def change(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float]:
