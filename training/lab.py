@@ -1,5 +1,7 @@
 """What a notebook works with: a task's images and all that its runs need."""
 
+import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,7 +17,7 @@ import utils
 from data import checks
 from data.labels import CLASSES
 from training import analysis, plots, tables
-from training.loop import build, train_epoch
+from training.loop import NonFiniteLoss, build, train_epoch
 from training.progress import Progress
 from training.results import load_published, published_results, save_histories, save_results, summarize
 from training.runs import Run, fit, save_weights
@@ -65,7 +67,10 @@ class Lab:
         batch, settings = self.splits.train[:images].to(self.device), self.settings_for(network)
         settings = replace(settings, epochs=steps, batch_size=images, max_shift=0, max_stretch=0.0)
         state = build(network, settings, self.normalize, images, device=self.device)
-        return [train_epoch(state, batch, settings)[2].item() for _ in range(steps)]
+        losses: list[float] = []
+        with contextlib.suppress(NonFiniteLoss):  # which is an answer, too
+            losses += (train_epoch(state, batch, settings)[2].item() for _ in range(steps))
+        return losses + [math.nan] * (steps - len(losses))
 
     def train(self, networks: Sequence[type[nn.Module]]) -> list[Run]:
         """Train each network, or load or continue the run that did, and print which it was."""
