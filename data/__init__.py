@@ -98,8 +98,8 @@ def load(
     source: "course", "mnist" or "digits"; by default what the environment variable DATA_SOURCE names, else the first
     that is there. sizes: how many training, validation and test images at most, by default FULL; of the course's files
     that means all. folder: where the course's files, `MNIST/raw` and the generated images are, by default this one, or
-    for the course's files what DATA_DIR names. log: is told which source was taken. noise: how many
-    times the course's noise generated images have. Raises DataError."""
+    for the course's files what DATA_DIR names. log: is told which source was taken. noise: how many times the course's
+    noise generated images have. Raises DataError."""
     if task not in FULL:
         raise DataError(f'task: expected "loc" or "det", found {task!r}')
     source, sizes = source or os.environ.get("DATA_SOURCE"), tuple(sizes or FULL[task])
@@ -157,7 +157,7 @@ def _load_generated(
     return Splits(*(Split(**part, lists=each) for part, each in zip(stored, lists)), source)
 
 
-def _generate(digits: Digits, task: str, sizes: Sequence[int], noise: float = 1.0) -> list[dict[str, Tensor]]:
+def _generate(digits: Digits, task: str, sizes: Sequence[int], noise: float) -> list[dict[str, Tensor]]:
     """All three splits, training and validation from different digits of the source's, in both tasks the same."""
     _, classes, test, _ = digits
     order = torch.from_numpy(np.random.default_rng([SEED, 0]).permutation(len(classes)))

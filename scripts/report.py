@@ -19,7 +19,7 @@ os.chdir(HOME)
 
 import models  # noqa: E402  (found only once the project's folder is on the path)
 import training  # noqa: E402
-from data import DataError, files, perturb  # noqa: E402
+from data import DataError, files  # noqa: E402
 from training import results as published  # noqa: E402
 from training import tables  # noqa: E402
 
@@ -30,7 +30,7 @@ SHOWN = {
     "loc": ("edges", "labels", "diagram", "curves", "curves_own", "recipes", "confusion", "errors", "noise", *BOXES),
     "det": ("grid", "curves", "recipes", "errors", *BOXES),
 }
-STUDIES = ("ingredients", "full_length", "recipes", "reproduction", "box_weight", "learning_rate", "longer", "failure")
+STUDIES = ("ingredients", "reproduction", "longer")
 
 
 def read_inputs(folder: Path) -> dict[str, Any]:
@@ -49,13 +49,11 @@ def read_inputs(folder: Path) -> dict[str, Any]:
         "figures": figures,
         "headline": {task: tables.result_rows(task, each) for task, each in results.items()},
         "studies": {
-            task: {name: tables.STUDY_ROWS.get(name, tables.score_rows)(task, name) for name in STUDIES}
+            task: {name: tables.STUDY_ROWS[name](task, name) for name in STUDIES}
             for task in training.NAMES
         },
-        "search": {task: training.published_search(task) for task in training.NAMES},
         "published": published.PUBLISHED,
         "recipes": {"reference": asdict(training.REFERENCE), "ours": asdict(training.OWN)},
-        "noise": {task: asdict(noise) for task, noise in perturb.NOISE.items()},
         "networks": {
             task: [{"name": each.__name__, "parameters": models.count_parameters(each()), "layers": layers_of(each())}
                    for each in networks]

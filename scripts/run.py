@@ -112,7 +112,7 @@ def main() -> str | None:
             execute(HOME / copy.name, copy)
     except CellExecutionError as error:
         return f"{copy.name} failed, {error.ename}: {error.evalue}\n{copy} shows where, and all before"
-    except (KeyboardInterrupt, DeadKernelError, AssertionError):  # the last is nbclient's, interrupted while it ends
+    except (KeyboardInterrupt, DeadKernelError):
         said = f"{copy.name} was stopped, or its kernel died. The same command goes on from there"
         return f"{said}: finished and half-trained runs are kept in {training.runs_folder()}"
     figures = profile.outcome_folder("figures")

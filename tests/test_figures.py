@@ -79,6 +79,7 @@ def test_curves_are_the_means_over_seeds_and_stand_beside_the_published_ones():
     (axes,) = plots.plot_reproduction(rows[:1]).axes
     assert [label.get_text() for label in axes.figure.legends[0].texts] == ["here", "published"]
     assert [len(line(axes, 0)), line(axes, 1)[0][1]] == [2, published_curves(name)["val_mean"][0]]
+    assert [plots.plot_reproduction([]).axes[0].lines[:], plots.plot_recipes([]).axes[0].lines[:]] == [[], []]
     rows = [{"network": "A", "the reference's recipe": 0.5, "ours": 0.75}]
     assert [line(plots.plot_recipes(rows).axes[0], number) for number in (1, 2)] == [[[0.5, 0]], [[0.75, 0]]]
     rows = [{"noise": noise, "network": "A", "accuracy": 1 - noise, "iou": 0.5} for noise in (0.5, 1.0)]

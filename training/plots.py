@@ -268,9 +268,9 @@ def plot_recipes(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def plot_reproduction(rows: Sequence[dict[str, Any]]) -> Figure:
     """The reference's networks trained as it trained them: validation means by its notebook's measure, epoch by epoch,
-    as published and here. `rows` as studies.json holds them."""
-    figure, axes = plt.subplots(1, len(rows), figsize=(utils.PLOT_WIDTH, 3.8), squeeze=False)
-    for axis, row in zip(axes[0], rows, strict=True):
+    as published and here. `rows` as studies.json holds them; without any an empty panel."""
+    figure, axes = plt.subplots(1, max(1, len(rows)), figsize=(utils.PLOT_WIDTH, 3.8), squeeze=False)
+    for axis, row in zip(axes[0], rows):
         curves = row["curves"]["val_reference_mean"], published_curves(row["network"])["val_mean"]
         axis.set_prop_cycle(CYCLE)
         for values, where in zip(curves, ("here", "published"), strict=True):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import models
-from training.results import PUBLISHED, best_trials, loss_ends, published_curves, published_results
+from training.results import BASELINES, PUBLISHED, best_trials, loss_ends, published_curves, published_results
 from training.runs import Run
 from training.settings import Settings
 from training.study import PLANS, read_rows
@@ -80,7 +80,7 @@ def result_rows(task: str, results: Row) -> list[Row]:
         best = max(known, key=lambda name: networks[name]["val"]["mean"])
         rows.append({"id": "reference", "name": f"the reference's {best}, trained here", **results["others"][best]})
     rows.append({"id": "published", "name": "the reference, as published", **PUBLISHED[task]})
-    return [*rows, {"id": "bright", "name": "bright patches: nothing learnt", **results["baselines"]["bright"]}]
+    return [*rows, {"id": "bright", "name": BASELINES["bright"], **results["baselines"]["bright"]}]
 
 
 def describe_run(results: Row) -> str:
@@ -137,15 +137,14 @@ def settings_table(recipes: dict[str, Settings]) -> str:
 def study_table(task: str, name: str) -> str:
     """The table of a published study, see `training/study.py`, with its size and the command that makes it."""
     study = "ingredients" if name == "ranking" else name
-    rows = read_rows(task, study)
+    rows, lines = read_rows(task, study), STUDY_ROWS.get(name, score_rows)(task, study)
     command = f"`python scripts/study.py {study} --task {task}`"
-    if not rows:
+    if not lines:
         return f"*Not part of the published run: {command} makes it.*"
     images, epochs = {f"{row['n_train']:,}" for row in rows}, {str(row["settings"]["epochs"]) for row in rows}
     places = dict.fromkeys(part for row in rows for part in device_of(row).split(", then "))
     said = f"{' or '.join(sorted(images))} training images, {' or '.join(sorted(epochs))} epochs, validation scores; "
-    table = markdown_table(STUDY_ROWS.get(name, score_rows)(task, study), digits=4)
-    return f"*{said}trained on {' and '.join(places)}; {command}*\n\n{table}"
+    return f"*{said}trained on {' and '.join(places)}; {command}*\n\n{markdown_table(lines, digits=4)}"
 
 
 def by_id(task: str, study: str) -> dict[str, list[Row]]:
@@ -196,12 +195,12 @@ def score_rows(task: str, study: str) -> list[Row]:
 
 
 def ingredient_rows(task: str, study: str) -> list[Row]:
-    """What each ingredient brings, means over the seeds; the first id is the whole recipe."""
+    """What each ingredient brings, means over the seeds, beside the whole recipe; nothing before that is there."""
     labels, groups, rows = {"all": "the whole recipe", **labels_of(task, study)}, by_id(task, study), []
     if study == "full_length":
         groups = {"all": read_rows(task, "seeds"), **groups}
-    whole = groups["all"]
-    for id, mine in groups.items():
+    whole = groups.get("all")
+    for id, mine in groups.items() if whole else ():
         row = {"recipe": labels[id], "seeds": len(mine), **{said: mean_of(mine, key) for key, said in SCORES.items()}}
         difference, error = change(mine, whole)
         row["change"] = "" if id == "all" else f"{difference:+.4f}" + f" ± {error:.4f}" * (len(mine) > 1)
@@ -216,7 +215,7 @@ def ranking_rows(task: str, study: str) -> list[Row]:
     ways = {"map": "", "map_nms": ", non-maximum suppression", "map_unranked": ", ranked by confidence alone"}
     rows, labels, groups = [], labels_of(task, study), by_id(task, study)
     for id in ("all", "no_center_gate"):
-        for way, said in ways.items():
+        for way, said in ways.items() if id in groups else ():
             mine = [row["examined"][way] for row in groups[id]]
             means = {name: statistics.mean(each[key] for each in mine) for key, name in PRECISIONS.items()}
             rows.append({"boxes": labels[id] + said, **means})
