@@ -93,13 +93,12 @@ def load(
     task: str, source: str | None = None, sizes: Sequence[int] = (), folder: Path | None = None, log: Log = print,
     noise: float = 1.0,
 ) -> Splits:  # fmt: skip
-    """Load, or generate, the images and labels of a task, "loc" or "det".
+    """Load, or generate, the images and labels of a task, "loc" or "det". Raises DataError.
 
     source: "course", "mnist" or "digits"; by default what the environment variable DATA_SOURCE names, else the first
     that is there. sizes: how many training, validation and test images at most, by default FULL; of the course's files
-    that means all. folder: where the course's files, `MNIST/raw` and the generated images are, by default this one, or
-    for the course's files what DATA_DIR names. log: is told which source was taken. noise: how many times the course's
-    noise generated images have. Raises DataError."""
+    that means all. folder: where all files are, by default this one, or for the course's what DATA_DIR names. log: is
+    told which source was taken. noise: how many times the course's noise generated images have."""
     if task not in FULL:
         raise DataError(f'task: expected "loc" or "det", found {task!r}')
     source, sizes = source or os.environ.get("DATA_SOURCE"), tuple(sizes or FULL[task])
@@ -107,14 +106,13 @@ def load(
         raise DataError(f"DATA_SOURCE: expected one of {', '.join(sources.NAMES)}, found {source!r}")
     if not source or source == "course":
         named = "" if folder else os.environ.get("DATA_DIR")
-        course = Path(os.path.expanduser(folder or named or FOLDER))
-        there = [path.name for each in FULL for path in sources.course_files(course, each) if os.path.isfile(path)]
-        needed = [path.name for path in sources.course_files(course, task)]
-        missing = [name for name in needed if name not in there]
-        if named and not there:
+        course = Path(folder or named or FOLDER).expanduser()
+        files = sources.course_files(course, task)
+        missing = [path.name for path in files if not os.path.isfile(path)]
+        if named and not any(os.path.isfile(path) for each in FULL for path in sources.course_files(course, each)):
             raise DataError(f"DATA_DIR: expected a folder with the course's files, found none of them in {course}")
-        if missing and (source or len(missing) < len(needed)):
-            raise DataError(f"{course}: expected the course's {len(needed)} files, found no {', '.join(missing)}")
+        if missing and (source or len(missing) < len(files)):
+            raise DataError(f"{course}: expected the course's {len(files)} files, found no {', '.join(missing)}")
         if not missing:
             log(f"data: the course's files in {course.resolve().name}/")
             splits = [Split(*sources.load_course(course, task, name, log)) for name in sources.SPLITS]
@@ -136,8 +134,8 @@ def load(
 def _load_generated(
     folder: Path, source: str, digits: Digits, task: str, sizes: Sequence[int], log: Log, noise: float
 ) -> Splits:
-    """Generated images, from the file in the folder that keeps them if they were generated before."""
-    # All that they depend on: digits, task, sizes, noise, seed, versions, and the code.
+    """Generated images, from the file in the folder that keeps them if they were generated before; its name tells all
+    that they depend on: digits, task, sizes, noise, seed, versions, and the code."""
     key = hashlib.sha256(json.dumps([task, sizes, noise, SEED, torch.__version__, np.__version__]).encode())
     for tensor in digits:
         key.update(tensor.contiguous().numpy())
@@ -148,7 +146,7 @@ def _load_generated(
         stored = load_tensors(path)
     except DataError:  # not there, or damaged: generated again, the same
         stored = _generate(digits, task, sizes, noise)
-        remove_leftovers(folder, older_than=3600)
+        remove_leftovers(folder)
         try:
             save_tensors(path, stored)
         except SaveError as error:

@@ -1,7 +1,6 @@
 """Files written whole or not at all, read without running any code that they may hold, and locked."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -13,14 +12,13 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
 
 RETRY_FOR = 2.0  # seconds
-CHECKSUM = b"sha256:"  # and the digest, after a pickle's end, where pickle.load does not look
+LEFT_OVER = 3600  # seconds after which a temporary file is no longer being written
 
 
 class DataError(ValueError):
@@ -46,9 +44,9 @@ def retry(operation: Callable[[], Any], path: Path) -> Any:
     while True:
         try:
             return operation()
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                raise
             if time.monotonic() > until:
                 raise SaveError(f"{path}: cannot be written, {error.strerror or error}") from error
         time.sleep(0.05)
@@ -79,18 +77,17 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], keep: Path | None
         raise
 
 
-def remove_leftovers(folder: Path, older_than: float) -> None:
-    """Remove the temporary files that killed processes left in a folder: those last written to at least `older_than`
-    seconds ago, or, by a clock that was wrong, as far in the future."""
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
-            if abs(time.time() - path.stat().st_mtime) >= older_than:
+            if time.time() - path.stat().st_mtime > LEFT_OVER:
                 path.unlink()
 
 
 @contextlib.contextmanager
-def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
-    """Hold a file's lock, `path` with .lock behind it. Yields whether there is one: some network drives have none, a
+def lock(path: Path, patience: float) -> Iterator[None]:
+    """Hold a file's lock, `path` with .lock behind it, where there can be one: some network drives have none, a
     read-only folder no room. Raises InUse where another process has held it for `patience` seconds."""
     # A soft lock, which filelock would put in the place of a real one, outlives a killed process.
     held = FileLock(f"{path}.lock", thread_local=False, fallback_to_soft=False)
@@ -101,7 +98,7 @@ def lock(path: Path, patience: float = 0.0) -> Iterator[bool]:
     except (OSError, NotImplementedError):
         pass
     try:
-        yield held.is_locked
+        yield
     finally:
         held.release()
 
@@ -125,15 +122,11 @@ def naming(path: Path, fault: str) -> Iterator[None]:
         raise DataError(f"{path}: {fault}: {reason or type(error).__name__}") from error
 
 
-class Unpickler(pickle._Unpickler):  # in Python: the one in C makes room for as many values as a file says it holds
-    """Reads plain values and the `allowed` classes and functions, by their full names."""
-
-    allowed: ClassVar[dict[str, Any]] = {}
+class PlainUnpickler(pickle.Unpickler):
+    """Reads plain values only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self.allowed:
-            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-        return self.allowed[f"{module}.{name}"]
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
 
 def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
@@ -143,44 +136,30 @@ def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
 
 def load_tensors(path: Path, allowed: dict[str, Any] | None = None) -> Any:
     """Load what `torch.save` wrote, onto the CPU: tensors, plain containers, and the `allowed` classes and functions by
-    their full names, with which the file may be of any pickle protocol. Raises DataError where it is missing, damaged,
-    or asks for anything else, which could run code; ReadError where the system does not let it be read."""
+    their full names. Raises DataError where it is missing, damaged, or asks for anything else, which could run code;
+    ReadError where the system does not let it be read."""
     with naming(path, "damaged, or not what torch.save writes"):
         with open(path, "rb") as file:
             content = file.read()
         if content.startswith(b"PK\3\4"):
-            # torch compresses nothing, compares no checksums, and reads nothing of an entry marked as a folder.
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                strange = any(part.compress_type or part.external_attr & 0x10 for part in archive.infolist())
-                if strange or archive.testzip():
+                if archive.testzip():  # torch compares no checksums
                     raise ValueError("a part is not what was written")
-        try:
-            named = [(part, name) for name, part in (allowed or {}).items()]
-            with torch.serialization.safe_globals(named), warnings.catch_warnings(action="ignore"):
-                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if not allowed or "Unsupported operand" not in str(error):
-                raise
-        # A later pickle protocol than weights_only knows: the same with an unpickler that is as strict.
-        strict = SimpleNamespace(__name__="strict", Unpickler=type("Strict", (Unpickler,), {"allowed": allowed}))
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=strict)
+        named = [(part, name) for name, part in (allowed or {}).items()]
+        with torch.serialization.safe_globals(named), warnings.catch_warnings(action="ignore"):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def save_pickle(path: Path, value: dict[str, Any]) -> None:
-    """Pickle a dict of plain dicts, lists, numbers and strings, with a checksum behind it. Raises SaveError."""
-    content = pickle.dumps(value, protocol=4)
-    atomic_write(path, lambda file: file.write(content + CHECKSUM + hashlib.sha256(content).digest()))
+    """Pickle a dict of plain dicts, lists, numbers and strings. Raises SaveError."""
+    atomic_write(path, lambda file: pickle.dump(value, file, protocol=4))
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
-    """Load what `save_pickle` wrote. Raises DataError where the file is missing, damaged, holds no dict or asks for any
+    """Load what `save_pickle` wrote. Raises DataError where the file is missing, cut off, holds no dict or asks for any
     class or function, which could run code."""
-    with naming(path, "damaged, or not a pickle of named values"):
-        with open(path, "rb") as file:
-            content, _, digest = file.read().rpartition(CHECKSUM)
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("no checksum, or another")
-        return {**Unpickler(io.BytesIO(content)).load()}
+    with naming(path, "damaged, or not a pickle of named values"), open(path, "rb") as file:
+        return {**PlainUnpickler(file).load()}
 
 
 def save_json(path: Path, value: dict[str, Any], **options: Any) -> None:

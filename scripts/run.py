@@ -1,5 +1,5 @@
-"""Runs the notebooks from top to bottom with a live progress line, and prints the results. Executed copies and HTML go
-under the runs folder; with --store the notebooks, figures, histories, weights and READMEs are published."""
+"""Runs the notebooks from top to bottom with a live progress line, and prints the results. Executed copies go under
+the runs folder; with --store the notebooks, figures, histories, weights and READMEs are published."""
 
 import argparse
 import base64
@@ -11,7 +11,6 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
-from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 HOME = Path(__file__).resolve().parent.parent
@@ -22,18 +21,15 @@ import training  # noqa: E402  (the project's modules are found only once its fo
 from data import files  # noqa: E402
 
 ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})  # else the kernel prints a warning
-HTML = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})  # which folds nothing
 
 
 class LiveClient(NotebookClient):
     """Executes a notebook and shows in a terminal, in one line, what it is doing and how training goes."""
 
-    def show(self, text: str, lasting: bool = False) -> None:
-        """Rewrite the live line; without a terminal, print what is to last."""
+    def show(self, text: str) -> None:
+        """Rewrite a terminal's live line."""
         if sys.stdout.isatty():
             print(f"\r\x1b[K{text[: os.get_terminal_size().columns - 1]}", end="", flush=True)
-        elif lasting:
-            print(text, flush=True)
 
     def process_message(self, msg, cell, cell_index):
         """Show what a kernel's message says of the progress, and pass it on to nbclient."""
@@ -44,7 +40,7 @@ class LiveClient(NotebookClient):
 
 
 def execute(path: Path, copy: Path) -> None:
-    """Run one notebook. Writes the executed copy, and its HTML beside it, even if a cell fails."""
+    """Run one notebook. Writes the executed copy even if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":  # an unfinished copy must not show stored outputs as its own
@@ -56,15 +52,13 @@ def execute(path: Path, copy: Path) -> None:
         with client.setup_kernel():  # by hand, for on Ctrl+C `client.execute` fails in a way of its own
             for number, cell in enumerate(notebook.cells):
                 if cell.cell_type == "markdown" and (titles := re.findall("^#+ (.*)", cell.source, re.MULTILINE)):
-                    client.show(f"{path.name}: {titles[-1]}", lasting=True)
+                    client.show("")
+                    print(f"{path.name}: {titles[-1]}", flush=True)
                 client.execute_cell(cell, number, execution_count=client.code_cells_executed + 1)
             notebook.metadata.language_info = client.wait_for_reply(client.kc.kernel_info())["content"]["language_info"]
     finally:
         client.show("")
         write(copy, nbformat.writes(notebook) + "\n")
-        html, _ = HTMLExporter(config=HTML).from_notebook_node(notebook)
-        style = "<style>pre, pre * {font-family: monospace}</style>"  # for source in outputs
-        write(copy.with_suffix(".html"), html.replace("</head>", f"{style}</head>"))
 
 
 def write(path: Path, text: str) -> None:
@@ -121,7 +115,7 @@ def main() -> str | None:
         publish(copies, results)
     for task in copies:
         print(f"\n{task}\n{training.results_table(task, results[task])}")
-    print("\nExecuted notebooks, also as HTML, and figures:", *copies.values(), figures, sep="\n  ")
+    print("\nExecuted notebooks and figures:", *copies.values(), figures, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
@@ -28,24 +29,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("studies", nargs="*", choices=[*study.PLANS, "all"], default="all")
     parser.add_argument("--task", choices=list(training.NAMES))
     parser.add_argument("--only", help="the rows with this id, or of the network of this name")
-    parser.add_argument("--again", action="store_true", help="also what is there already")
     chosen = parser.parse_args(arguments)
     training.check_runs_folder()
-    names = study.PLANS if "all" in chosen.studies else chosen.studies
-    asked = [(name, task) for name in names for task in ([chosen.task] if chosen.task else training.NAMES)]
-    rows = [(*each, trial, seed) for each in asked for trial in study.PLANS[each[0]](each[1]) for seed in trial.seeds]
-    known = list(dict.fromkeys(id for *_, trial, _ in rows for id in (trial.id, trial.network.__name__)))
-    if chosen.only not in (None, *known):
-        parser.error(f"--only: expected one of {', '.join(known)}, found {chosen.only}")
-    missing, load = {each: study.missing(*reversed(each)) for each in asked}, cache(data.load)
-    for name, task, trial, seed in rows:
-        wanted = chosen.only in (None, trial.id, trial.network.__name__)
-        if wanted and (chosen.again or (trial, seed) in missing[name, task]):
-            print(f"{name}, {task}: {trial.label}, seed {seed}", flush=True)
-            try:
-                study.write_row(task, name, study.conduct(trial, seed, load(task)))
-            except (training.RunInUse, training.NonFiniteLoss) as error:
-                print(error, flush=True)
+    names, load = study.PLANS if "all" in chosen.studies else chosen.studies, cache(data.load)
+    for name, task in product(names, [chosen.task] if chosen.task else training.NAMES):
+        for trial, seed in study.missing(task, name):
+            if chosen.only in (None, trial.id, trial.network.__name__):
+                print(f"{name}, {task}: {trial.label}, seed {seed}", flush=True)
+                try:
+                    study.write_row(task, name, study.conduct(trial, seed, load(task)))
+                except (training.RunInUse, training.NonFiniteLoss) as error:
+                    print(error, flush=True)
 
 
 if __name__ == "__main__":

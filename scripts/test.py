@@ -1,5 +1,5 @@
 """Runs all tests: style; then pytest, both notebooks on a handful of images, and, where the published run's images are,
-both rebuilt from it without training, every table of scores compared with what is stored."""
+both rebuilt from it without training, every output compared with what is stored."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -14,10 +15,9 @@ from importlib import metadata
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
-NOTEBOOKS = {"loc": "localization.ipynb", "det": "detection.ipynb"}
-STYLE = (("check", "."), ("format", "--check", "."), ("format", "--check", "--line-length=100", *NOTEBOOKS.values()))
-NBVAL = ("pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600", "-p", "no:cacheprovider")
-TAGS = "nbval-check-output", "published-output"  # of cells that are compared: in any run, in the published run only
+NOTEBOOKS = ("localization.ipynb", "detection.ipynb")
+STYLE = (("check", "."), ("format", "--check", "."), ("format", "--check", "--line-length=100", *NOTEBOOKS))
+NBVAL = ("--nbval-current-env", "--nbval-cell-timeout=600", "-p", "no:cacheprovider")
 
 
 def run(*command: str, **variables: str) -> str:
@@ -32,31 +32,24 @@ def run(*command: str, **variables: str) -> str:
     return f"{command[0]} {command[-1]}" if done.returncode else ""
 
 
-def compare_published(task: str, must: bool) -> str:
-    """Rebuild a task's notebook from the published run; return its name if it differs, or if it `must` be done and the
-    images are not to be had."""
-    import nbformat
+def execute(mode: str, **variables: str) -> list[Callable[[], str]]:
+    """What runs either notebook and compares it, in a mode of nbval's."""
+    return [partial(run, "pytest", mode, *NBVAL, name, **variables) for name in NOTEBOOKS]
 
+
+def published_source() -> str:
+    """The source of the published run's images, "" where they are not to be had, which is said."""
     import data
     import training
 
-    name, source = NOTEBOOKS[task], training.published_results(task)["source"]
-    notebook = nbformat.read(HOME / name, as_version=4)
-    compared = [cell for cell in notebook.cells if {*TAGS} & {*cell.metadata.get("tags", [])}]
+    source = training.published_results("loc")["source"]
     try:
-        data.load(task, source, log=lambda text: None)
+        for task in training.NAMES:
+            data.load(task, source, log=str)
     except data.DataError as error:
-        print(f"{name}: not compared with the published run: {error}")
-        return name if must else ""
-    for cell in compared:
-        cell.metadata["tags"] = TAGS[:1]
-    copy = HOME / f".published-{os.getpid()}-{name}"  # beside it, for a notebook runs where it lies
-    try:
-        nbformat.write(notebook, copy)
-        return run(*NBVAL, copy.name, PROFILE="published", DATA_SOURCE=source)
-    finally:
-        copy.unlink(missing_ok=True)
-        print(f"{name}: {len(compared)} cells compared with the published run", flush=True)
+        print(f"not compared with the published run: {error}", flush=True)
+        return ""
+    return source
 
 
 def main() -> str | int:
@@ -72,16 +65,17 @@ def main() -> str | int:
         return 1
     sys.path.insert(0, str(HOME))
     os.chdir(HOME)
-    failed, jobs = "", [partial(compare_published, task, chosen.published) for task in NOTEBOOKS]
-    if not chosen.published:
-        failed = ", ".join(filter(None, (run("ruff", *options) for options in STYLE)))
-        smoke = [partial(run, *NBVAL, name, PROFILE="smoke", DATA_SOURCE="digits") for name in NOTEBOOKS.values()]
-        jobs = [jobs[0], partial(run, "pytest"), jobs[1], *smoke]  # the longest first
-    if not failed:
+    failed = [] if chosen.published else [run("ruff", *options) for options in STYLE]
+    if not any(failed):
+        source, jobs = published_source(), []
+        if source or chosen.published:
+            jobs += execute("--nbval", PROFILE="published", DATA_SOURCE=source)
+        if not chosen.published:
+            jobs += [partial(run, "pytest"), *execute("--nbval-lax", PROFILE="smoke", DATA_SOURCE="digits")]
         print(f"{len(jobs)} jobs, two at a time: some minutes", flush=True)
         with ThreadPoolExecutor(2) as pool:
-            failed = ", ".join(filter(None, pool.map(lambda job: job(), jobs)))
-    return f"Failed: {failed}" if failed else 0
+            failed = [*pool.map(lambda job: job(), jobs)]
+    return f"Failed: {', '.join(filter(None, failed))}" if any(failed) else 0
 
 
 if __name__ == "__main__":

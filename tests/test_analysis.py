@@ -114,14 +114,6 @@ def test_scores_are_set_beside_what_is_right_and_have_the_interval_of_images_dra
         assert intervals[name] == pytest.approx([(total + each) / share for each in intervals["accuracy"]], abs=1e-5)
 
 
-def test_networks_are_set_beside_each_other_in_every_noise():
-    splits = {0.5: Split(torch.rand(2, 1, 48, 60), torch.tensor([LOC, NO_DIGIT])), 1.0: Split(*[torch.zeros(0)] * 2)}
-    splits[1.0] = replace(splits[0.5], labels=torch.tensor([LOC, LOC]))
-    answers = {"right": lambda split: perfect_outputs(split.labels), "none": lambda split: torch.full((2, 15), -9.0)}
-    rows = [tuple(row.values()) for row in analysis.noise_rows(answers, splits)]
-    assert rows == [(0.5, "right", 1, pytest.approx(1)), (0.5, "none", 0.5, 0), (1, "right", 1, pytest.approx(1)), (1, "none", 0, 0)]  # fmt: skip  # noqa: E501
-
-
 # ---------------------------------------------------------------------------------------------- baselines
 
 

@@ -247,12 +247,13 @@ FORMS = {
 
 
 @both_tasks
-@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("archive", [True, False])
 @pytest.mark.parametrize("form", FORMS)
-def test_course_files_may_be_of_several_forms(task, protocol, form, course, content):
+def test_course_files_may_be_of_several_forms(task, archive, form, course, content):
     """Only that pixels are clipped is said."""
     images, targets, told = content[task][1].images, content[task][1].labels, []
-    torch.save(FORMS[form](images, targets), course / COURSE[task][1], pickle_protocol=protocol)
+    stored = FORMS[form](images, targets)
+    torch.save(stored, course / COURSE[task][1], _use_new_zipfile_serialization=archive)
     split = load(task, course, "course", (), told.append).val
     said = f"{COURSE[task][1]}: clipped pixels outside [0, 1] in 1 image(s)"
     assert told[1:] == [said] * (form == "1.4")
@@ -269,47 +270,39 @@ def test_lists_of_boxes_may_be_of_anything(form, course, content):
 
 
 def test_what_a_course_file_may_ask_for_is_known_and_cannot_run_code():
-    parts = {"torch.utils.data.dataset": "TensorDataset Subset ConcatDataset", "collections": "OrderedDict"}
-    parts |= {"builtins": "range", "torch._utils": "_rebuild_tensor_v2 _rebuild_parameter", "numpy": "ndarray dtype"}
-    for core in ("numpy.core", "numpy._core"):
-        parts |= {f"{core}.multiarray": "_reconstruct scalar", f"{core}.numeric": "_frombuffer"}
+    parts = {"torch.utils.data.dataset": "TensorDataset Subset ConcatDataset", "builtins": "range"}
+    parts |= {"numpy": "ndarray dtype"} | {
+        f"numpy.{core}.multiarray": "_reconstruct scalar" for core in ("core", "_core")
+    }
     parts["numpy.dtypes"] = "BoolDType UInt8DType Int32DType Int64DType Float16DType Float32DType Float64DType"
     assert {*sources.ALLOWED} == {f"{module}.{name}" for module, names in parts.items() for name in names.split()}
 
 
 X, Y = torch.zeros(10, 1, 48, 60), torch.tensor(labels.NO_DIGIT).repeat(10, 1)
-ONE, BOX = TensorDataset(X[:1], Y[:1]), torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
+BOX = torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
 FILES = LOC, DET, LISTS = "localization_val.pt", "detection_val.pt", "list_y_true_val.pt"
 SOMETHING_ELSE = [
     *((name, b"<html>", "damaged, or not what torch.save writes: ") for name in FILES),
     *((name, [(0, os._exit)], rf"refused, it asks for {os.name}\._exit, which could run code") for name in FILES),
     (LOC, TensorDataset(X), "no set of images and labels: not enough values"),
-    (LOC, {"images": X, "labels": Y}, "no set .*: expected a TensorDataset or a list of pairs, found dict"),
+    (LOC, {"images": X, "labels": Y}, "no set of images and labels: "),
     (LOC, [(X[0], Y[0]), 3], "no set of images and labels: "),
     (LOC, [(X[0].tolist(), Y[0].tolist())], "no set of images and labels: "),
     (LOC, [(X[0], Y[0]), (X[0], Y[0, :5])], "no set of images and labels: stack expects each tensor to be equal size"),
     (LOC, TensorDataset(torch.cat((X[:5] + 1.01, X[5:])), Y), r"image 0: expected pixels in \[0, 1\], found 1.01"),
     (DET, TensorDataset(X, Y), r"expected shape \(10, 2, 3, 6\), found \(10, 6\)"),
     (LOC, TensorDataset(X[:0], Y[:0]), "no set of images and labels: "),
-    (LISTS, [[BOX]] * 9, "expected 10 lists of at most six boxes of six numbers: found 9"),
+    (LISTS, [[BOX]] * 9, "expected 10 lists of boxes of six numbers: "),
     (LISTS, torch.zeros(10, 6), "expected 10 lists of .*: "),
-    (LISTS, [[BOX]] * 9 + [[BOX[:5]]], "expected 10 lists of .*: found others"),
+    (LISTS, [[BOX]] * 9 + [[BOX[:5]]], "expected 10 lists of .*: "),
     (LISTS, [[BOX, BOX]] + [[BOX]] * 9, "image 0: two digits"),
     (LISTS, [[BOX]] * 9 + [[BOX * torch.nan]], "not the same digits as in detection_val.pt"),
-    # A few numbers that stand for many gigabytes:
-    (LOC, Subset(ONE, [0] * 100_000), "refused, found 288,600,000 numbers"),
-    (LOC, Subset(ONE, range(10**18)), "refused, found"),
-    (LOC, ConcatDataset([ONE] * 1000), "refused, found"),
-    (LOC, TensorDataset(X[:1].expand(10**7, 1, 48, 60), Y[:1].expand(10**7, 6)), "refused, found"),
-    (LISTS, [[BOX] * 10_000] * 10, "found others"),
-    (LISTS, [[torch.zeros(1).expand(10**12)]] * 10, "found others"),
 ]
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(("name", "stored", "message"), SOMETHING_ELSE)
-def test_a_course_file_that_holds_something_else_or_is_missing(name, stored, message, protocol, course):
-    torch.save(stored, course / name, pickle_protocol=protocol)
+def test_a_course_file_that_holds_something_else_or_is_missing(name, stored, message, course):
+    torch.save(stored, course / name)
     if isinstance(stored, bytes):
         (course / name).write_bytes(stored)
     with pytest.raises(DataError, match=f"{name}: .*{message}") as raised:

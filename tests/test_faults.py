@@ -70,9 +70,12 @@ def test_killed_and_terminated_at_any_moment(processes, sets, long, tmp_path):
         process.join(60)
         assert process.exitcode == -by
     assert {path.name for path in tmp_path.rglob("*.pt")} == {"previous.pt"}
-    assert list(tmp_path.rglob(".*.tmp"))
+    young, *old = tmp_path.rglob(".*.tmp")
+    for path in old:
+        os.utime(path, (time.time() - 7200,) * 2)
     same_run(fit_long(sets, tmp_path), long)
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"checkpoint.pt", "checkpoint.pt.lock"}
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}  # of younger ones it is not known
+    assert (left, bool(old)) == ({"checkpoint.pt", "checkpoint.pt.lock", young.name}, True)
 
 
 def test_a_second_process_stops_or_waits_for_one_that_is_being_killed(processes, sets, long, tmp_path, monkeypatch):
@@ -139,22 +142,18 @@ def test_a_file_that_is_held_for_a_moment_ends_no_training(part, finish):
     """As a virus scanner, or OneDrive, does on Windows: renaming and removal are refused, for two seconds or twice."""
     with pytest.raises(files.SaveError, match=f"^{part}/previous.pt: cannot be "), refusing(part, None, errno.EACCES):
         finish()
-    files.remove_leftovers(part, 0)
+    for path in part.glob(".*.tmp"):
+        path.unlink()
     with refusing(part, None, errno.EACCES, times=2) as refused:
         assert finish() == "continued after epoch 3"
     assert sorted(refused.values()) == [2] * 4  # kept, written; written, and the one before removed
     assert contents(part).keys() == {"checkpoint.pt"}
 
 
-def test_without_a_lock_only_old_leftovers_are_removed_and_a_read_only_folder_read(part, finish, monkeypatch, capsys):
+def test_a_run_needs_no_lock_and_a_finished_one_no_right_to_write(part, finish, monkeypatch):
     lock = Mock(is_locked=False, acquire=Mock(side_effect=OSError("No locks available")))  # as on some drives
     monkeypatch.setattr(files, "FileLock", Mock(return_value=lock))
-    for name, age in ((".checkpoint.pt.1.tmp", 7200), (".checkpoint.pt.2.tmp", 60)):
-        (part / name).write_bytes(b"half of it")
-        os.utime(part / name, (time.time() - age,) * 2)
     finish()
-    assert "cannot be locked here" in capsys.readouterr().out
-    assert contents(part).keys() == {"checkpoint.pt", ".checkpoint.pt.2.tmp"}
     with READ_ONLY(part):
         assert finish(hooks=NEVER) == "loaded"
 
@@ -180,8 +179,7 @@ class Attack:
 
 
 @pytest.mark.parametrize(("name", "change", "message"), [
-    *(("checkpoint.pt", {part: value}, "Tiny: goes back to what was saved before") for part, value in (
-        ("spec", {}), ("history", [1]), ("history", Attack()))),
+    ("checkpoint.pt", {"history": Attack()}, "Tiny: goes back to what was saved before"),
     *(("weights.pt", {part: value}, "expected what save_weights writes for Tiny, found") for part, value in (
         ("settings", {"zoom": 1}), ("weights", {}), ("network", ["Tiny"]))),
     ("weights.pt", {"weights": Attack()}, "refused"), ("histories/localization.pkl", {"Tiny": Attack()}, "refused"),
@@ -205,9 +203,3 @@ def test_a_file_of_another_shape_is_named_in_one_line_and_runs_no_code(
     assert not Path("it ran").exists()
     pickle.loads(pickle.dumps(Attack()))
     assert Path("it ran").exists(), "else this test would show nothing"
-
-
-def test_a_history_is_of_finite_numbers_in_columns_of_one_length(rich):
-    for wrong in ([], [0.5], 0.5, ["a"] * 4, [math.nan] * 4):
-        with pytest.raises(DataError, match=r"^here: expected a history of 19 columns or more, found something else$"):
-            runs.check_history(rich.history | {"val_iou": wrong}, "here")

@@ -2,12 +2,10 @@
 
 import contextlib
 import errno
-import hashlib
 import os
 import pickle
 import threading
 import time
-import zipfile
 from unittest.mock import Mock
 
 import pytest
@@ -62,31 +60,21 @@ def test_a_refused_replacement_is_tried_again_for_two_seconds(tmp_path, monkeypa
     assert contents(tmp_path) == {"file": b"{}\n"}
 
 
-def test_leftovers_are_removed_of_the_past_and_of_the_future(tmp_path):
-    for number, age in enumerate((-7200, -60, 60, 7200)):
-        (tmp_path / f".file.{number}.tmp").touch()
-        os.utime(tmp_path / f".file.{number}.tmp", (time.time() - age,) * 2)
-    (tmp_path / "notes.tmp").touch()
-    for older_than, left in ((3600, {".file.1.tmp", ".file.2.tmp", "notes.tmp"}), (0, {"notes.tmp"})):
-        files.remove_leftovers(tmp_path, older_than)
-        assert {*contents(tmp_path)} == left
-
-
 def test_a_lock_is_held_once_waited_for_and_ends_with_its_block(tmp_path, monkeypatch):
     path = tmp_path / "new folder" / "file"
     with contextlib.ExitStack() as first:
-        assert first.enter_context(files.lock(path))
-        with pytest.raises(files.InUse, match=r"file: held by another process"), files.lock(path):
+        first.enter_context(files.lock(path, 0))
+        with pytest.raises(files.InUse, match=r"file: held by another process"), files.lock(path, 0):
             pytest.fail("two have it")
         threading.Timer(0.3, first.close).start()
-        with pytest.raises(ZeroDivisionError), files.lock(path, patience=30):
+        with pytest.raises(ZeroDivisionError), files.lock(path, 30):
             raise ZeroDivisionError
-    with files.lock(path) as alone, files.lock(tmp_path / "other") as other:
-        assert (alone, other) == (True, True)
+    with files.lock(path, 0), files.lock(tmp_path / "other", 0):
+        pass
     without_locks = Mock(side_effect=OSError(errno.ENOSYS, "Function not implemented"))
     monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", without_locks)
-    with files.lock(path) as alone:
-        assert alone is False
+    with files.lock(path, 0), files.lock(path, 0):
+        without_locks.assert_called()
 
 
 @BOTH_KINDS
@@ -103,15 +91,14 @@ def test_damage_anywhere_is_found_or_harmless(save, load, tmp_path):
     path, value = tmp_path / "file", {"loss": [0.5, torch.inf], "best": None, "size": (1, 2), "é": "FloNet"}
     save(path, value | ({"weights": torch.arange(6.0)} if load is files.load_tensors else {}))
     whole, value = path.read_bytes(), load(path)
-    for garbage in (b"", b"PK", b"<!DOCTYPE html><html>", bytes(3000), pickle.dumps(5)):
+    for garbage in (b"", b"PK", b"<!DOCTYPE html><html>", bytes(3000), pickle.dumps(5), whole[:-9], whole[:60]):
         path.write_bytes(garbage)
         with pytest.raises(DataError, match="file: damaged, or not"):
             load(path)
-    for at in range(0, len(whole), 5):
-        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :]):
-            path.write_bytes(damaged)
-            with contextlib.suppress(DataError):  # not for an archive's padding and time stamps
-                assert str(load(path)) == str(value), at
+    for at in range(0, len(whole), 5) if load is files.load_tensors else ():  # a pickle has no checksum
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(DataError):  # not for an archive's padding and time stamps
+            assert str(load(path)) == str(value), at
 
 
 @pytest.mark.parametrize("content", [b"<<<<<<< ours", b"[1, 2]", b"3", b"[" * 99_999, b"\xff"])
@@ -129,33 +116,10 @@ def test_json_that_is_damaged_or_holds_no_names_is_refused_in_a_line(content, tm
 def test_a_file_that_asks_for_what_could_run_code_is_refused(function, tmp_path):
     path, name = tmp_path / "file", rf"({function.__module__}\.)?{function.__name__}"  # torch leaves `builtins` out
     refused = pytest.raises(DataError, match=f"file: refused, it asks for {name}, which could run code")
-    for archive, allowed, protocol in ((True, {}, 2), (False, {}, 2), (True, {"builtins.range": range}, 4)):
-        torch.save({"a": [(1, function)]}, path, _use_new_zipfile_serialization=archive, pickle_protocol=protocol)
+    for archive in (True, False):
+        torch.save({"a": [(1, function)]}, path, _use_new_zipfile_serialization=archive)
         with refused:
-            files.load_tensors(path, allowed)
+            files.load_tensors(path, {"builtins.range": range})
     files.save_pickle(path, {"a": function})
     with refused:
         files.load_pickle(path)
-
-
-@pytest.mark.parametrize("content", [pickle.NONE + pickle.LONG_BINPUT + b"\xff\xff\xff\x7f.", pickle.dumps([1])])
-def test_a_pickle_takes_no_more_memory_than_it_is_long_and_is_of_names(content, tmp_path):
-    """The first puts a value at place 2^31 - 1 of the memo, a list of which would fill the memory."""
-    (tmp_path / "file").write_bytes(content + files.CHECKSUM + hashlib.sha256(content).digest())
-    with pytest.raises(DataError, match=r"file: damaged, or not a pickle of named values: .*is not a mapping"):
-        files.load_pickle(tmp_path / "file")
-
-
-def test_an_archive_that_is_not_as_torch_writes_it_is_refused(tmp_path):
-    """One that unpacks to more than its size; one in which a bit marks numbers as a folder, so that torch would take
-    what the memory holds for them."""
-    path = tmp_path / "file"
-    files.save_tensors(path, torch.zeros(6))
-    marked = bytearray(path.read_bytes())
-    marked[marked.rindex(b"archive/data/0") - 8] |= 0x10  # in the archive's list of contents
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("archive/data/0", bytes(10_000_000))
-    for content in (path.read_bytes(), marked):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=r"file: damaged, .*: a part is not what was written"):
-            files.load_tensors(path)

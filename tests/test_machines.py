@@ -102,40 +102,25 @@ def test_make_takes_the_active_environment_else_installs_the_requirements(name, 
     assert f'"{".venv/bin/python" if lacking else active}" scripts/run.py detection' in planned
 
 
-@pytest.mark.parametrize(("bad", "named", "count"), [
-    ("--check", "ruff .*, ruff detection.ipynb", 3), ("--nbval-lax", "pytest localization.ipynb, pytest det", 6),
+@pytest.mark.parametrize(("bad", "named", "profiles"), [
+    ("--check", "ruff .*, ruff detection.ipynb", ["mine"] * 3),
+    ("--nbval-lax", "pytest localization.ipynb, pytest detection.ipynb", ["mine"] * 4 + ["smoke"] * 2),
+    ("--nbval", "pytest localization.ipynb, pytest detection.ipynb", ["mine"] * 4 + ["published"] * 2 + ["smoke"] * 2),
 ])  # fmt: skip
-def test_what_fails_is_named_and_nothing_runs_after_bad_style(bad, named, count, monkeypatch):
+def test_what_fails_is_named_and_nothing_runs_after_bad_style(bad, named, profiles, monkeypatch, capsys):
+    """Notebooks are compared with the published run where its images are, else that is said."""
     ran = Mock(side_effect=lambda arguments, **more: subprocess.CompletedProcess(arguments, int(bad in arguments)))
     for name in ("PROFILE", "STORE"):
         monkeypatch.setenv(name, "mine")
     monkeypatch.setattr(sys, "argv", ["test.py"])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(subprocess, "run", ran)
-    monkeypatch.setattr(command, "compare_published", lambda task, must: "")
-    assert re.match(f"Failed: {named}", command.main())
+    monkeypatch.setattr(data, "load", Mock(side_effect=None if "published" in profiles else data.DataError("no MNIST")))
+    assert re.fullmatch(f"Failed: {named}", command.main())
+    assert ("not compared with the published run: no MNIST" in capsys.readouterr().out) == (bad == "--nbval-lax")
     variables = [call.kwargs["env"] for call in ran.call_args_list]
-    assert sorted(each["PROFILE"] for each in variables) == ["mine"] * min(4, count) + ["smoke"] * (count - 4)
+    assert sorted(each["PROFILE"] for each in variables) == profiles
     assert {each["STORE"] for each in variables} == {""}  # no test publishes anything
-
-
-def test_the_published_run_is_compared_where_its_images_are_and_else_it_is_said(tmp_path, monkeypatch, capsys):
-    def compare(*arguments, **variables):
-        cells = nbformat.read(HOME / arguments[-1], as_version=4).cells
-        count = sum("nbval-check-output" in cell.metadata.get("tags", []) for cell in cells)
-        print(f"localization.ipynb: {count} cells compared with the published run")
-        return f"{variables['PROFILE']} {variables['DATA_SOURCE']} failed"
-
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(training, "published_results", lambda task: {"source": "course"})
-    monkeypatch.setattr(command, "run", compare)
-    assert [command.compare_published("loc", must) for must in (False, True)] == ["", "localization.ipynb"]
-    assert re.match(r"localization.ipynb: not compared .*: DATA_DIR: expected", capsys.readouterr().out)
-    monkeypatch.setattr(data, "load", lambda *arguments, **options: None)
-    assert command.compare_published("loc", True) == "published course failed"
-    expected, told = capsys.readouterr().out.splitlines()
-    assert expected == told
-    assert not list(HOME.glob(f".published-{os.getpid()}-*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no such signals")
@@ -156,6 +141,5 @@ def test_one_notebook_runs_alone_and_its_end_is_said(source, lines, said, tmp_pa
     assert capfd.readouterr().err == ""  # no warning of the kernel's either
     copy = nbformat.read(tmp_path / "runs" / "smoke" / "detection.ipynb", as_version=4)
     assert copy.cells[2].execution_count is None  # what did not run does not look as if it had
-    assert (tmp_path / "runs" / "smoke" / "detection.html").is_file()
     with pytest.raises(ProcessLookupError):
         os.kill(int(copy.cells[0].outputs[0].text), 0)

@@ -6,11 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import DEFAULT, Mock
 
 import optuna
 import pytest
-import sqlalchemy
 from helpers import SHORT, Tiny
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
@@ -29,14 +29,15 @@ def study(tmp_path, monkeypatch):
     monkeypatch.delenv("STUDY_DATABASE", raising=False)
     monkeypatch.setattr(training.runs, "SAVED_EVERY", 0.0)
     monkeypatch.setattr(search, "BEAT", 1)
-    monkeypatch.setattr(search, "RANGES", {"learning_rate": search.Log(1e-3, 0.02)})  # in which no trial diverges
-    monkeypatch.setattr(search, "BY_HAND", {"learning_rate": 0.02})
     return search.open_study("a")
 
 
-def run(study, sets, trials, **settings):
-    about = {"network": Tiny, "recipe": replace(SHORT, **settings), "splits": sets["loc"], "n_train": 40}
-    search.run(study, partial(search.train, **about), trials)
+BY_HAND, RANGES = {"learning_rate": 0.02}, {"learning_rate": search.Log(1e-3, 0.02)}  # in which no trial diverges
+
+
+def run(study, sets, trials, by_hand=BY_HAND, **settings):
+    about = {"network": Tiny, "recipe": replace(SHORT, **settings), "ranges": RANGES, "n_train": 40}
+    search.run(study, by_hand, partial(search.train, splits=sets["loc"], **about), trials)
     return [trial.state.name for trial in study.trials]
 
 
@@ -46,13 +47,13 @@ def test_trials_are_runs_and_those_that_lag_behind_are_pruned(study, sets, tmp_p
     assert run(study, sets, 4) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
     assert len(list(tmp_path.rglob("checkpoint.pt"))) == 3
     assert "a: 3 of 4 trials done, one begins" in capsys.readouterr().out
-    row = search.export(study)["trials"][3]
+    row = search.export(study, BY_HAND)[3]
     loaded = training.fit(Tiny, sets["loc"], replace(SHORT, **row["params"]), n_train=40)
     assert (loaded.status, loaded.history["val_mean"], loaded.val["mean"]) == ("loaded", row["epochs"], row["mean"])
-    monkeypatch.setattr(search, "BY_HAND", {"learning_rate": 0.01})
-    assert len(run(study, sets, 4)) == 5  # the recipe by hand is never left out
+    other = {"learning_rate": 0.01}
+    assert len(run(study, sets, 4, other)) == 5  # the recipe by hand is never left out
     monkeypatch.setattr(search, "fit", lambda *about, **more: pytest.fail("one more"))
-    run(study, sets, 5)
+    run(study, sets, 5, other)
 
 
 @pytest.mark.parametrize("momentum", [1e38, 0.9])
@@ -79,7 +80,7 @@ def test_a_trial_whose_worker_stops_or_was_paused_goes_on(study, sets, monkeypat
     asked = []  # after each epoch but the last
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: asked.append(trial.params))
     assert run(study, sets, 1) == ["FAIL", "COMPLETE", "COMPLETE"][: 2 if stops else 3]
-    assert asked.count(search.BY_HAND) == left
+    assert asked.count(BY_HAND) == left
 
 
 def test_a_run_that_another_process_trains_is_left_to_it_and_a_failing_database_named(study, sets, monkeypatch):
@@ -101,17 +102,6 @@ def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch)
         assert [study.trials for study in studies] == [[], []]
 
 
-def test_a_worker_waits_for_a_database_that_is_away(study, monkeypatch, capsys):
-    assert sqlalchemy.event.contains(study._storage._backend.engine, "do_connect", search.wait_for_database)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    dialect = Mock(**{"dbapi.Error": OSError, "connect.side_effect": [OSError, OSError, "connection"]})
-    assert search.wait_for_database(dialect, None, [], {}) == "connection"
-    assert capsys.readouterr().out == "STUDY_DATABASE: no connection, waiting for up to 300 seconds\n"
-    dialect.connect.side_effect = OSError
-    with pytest.raises(SystemExit, match="STUDY_DATABASE: no connection for 300 seconds"):
-        search.wait_for_database(dialect, None, [], {})
-
-
 @pytest.mark.parametrize(("address", "reason"), {
     "me:secret@host": "parse",
     "postgresql+psycopg://me:secret/a": "expected .* %40 %3A",
@@ -124,32 +114,31 @@ def test_a_wrong_address_is_told_in_one_line_without_the_password(address, reaso
     monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
     monkeypatch.setenv("STUDY_DATABASE", address)
     with pytest.raises(SystemExit, match=f"^STUDY_DATABASE: .*{reason}.*$") as ended:
-        training.guard(lambda: command.main(["loc"]))
+        training.guard(lambda: command.main(["--task=loc"]))
     assert "secret" not in str(ended.value)
 
 
-def test_the_command_writes_down_the_trials_and_what_mattered(sets, tmp_path, monkeypatch):
-    def add(study, train, trials):
-        """As if other workers had finished these trials, the recipe by hand twice."""
-        asked.append((train.keywords["network"], train.keywords["recipe"], trials))
-        for params in ({"learning_rate": 0.003}, {"learning_rate": 0.008}, {"batch_size": 128}, {}, {}):
-            mean = params.get("learning_rate", 0.025) + 0.6
-            about = {"state": TrialState.PRUNED if "batch_size" in params else TrialState.COMPLETE, "value": mean}
-            about |= {"params": search.BY_HAND | params, "intermediate_values": {0: 0.5, 1: mean}}
-            study.add_trial(optuna.create_trial(distributions=search.RANGES, **about))
+@pytest.mark.parametrize(("name", "networks", "recipe"), [
+    ("search", models.OURS, training.OWN),
+    ("reference_search", {"loc": models.FloNet, "det": models.SkreNet2}, training.REFERENCE),
+])  # fmt: skip
+def test_the_command_writes_down_the_trials(name, networks, recipe, sets, tmp_path, monkeypatch):
+    def fit(network, splits, settings, hooks, n_train):
+        """As if the network had been trained: the higher the rate, the better."""
+        asked.append((network, n_train, replace(settings, **by_hand)))
+        rate = settings.learning_rate
+        return SimpleNamespace(history={"val_mean": [0.0, rate]}, val={"mean": rate})
 
-    asked = []
-    monkeypatch.setenv("STUDY_DATABASE", f"sqlite:///{tmp_path}/a.db")
+    asked, by_hand = [], {key: getattr(recipe, key) for key in search.SEARCHES[name][2]}
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    monkeypatch.delenv("STUDY_DATABASE", raising=False)
     monkeypatch.setattr(data, "load", lambda task: sets[task])
-    monkeypatch.setattr(command, "RESULTS", tmp_path / "search.json")
-    monkeypatch.setattr(search, "run", add)
-    command.main(["--trials", "3"])
-    assert asked == [(models.OURS[task], replace(training.OWN, epochs=10), 3) for task in ("loc", "det")]
-    results = data.files.load_json(tmp_path / "search.json")
-    assert [(each["images"], each["epochs"]) for each in results.values()] == [(72, 10), (40, 10)]
+    monkeypatch.setattr(command, "FIGURES", tmp_path)
+    monkeypatch.setattr(search, "fit", fit)
+    command.main([name, "--images=50", "--epochs=2", "--trials=3"])
+    assert asked == [(networks[task], 50, replace(recipe, epochs=2)) for task in ("loc", "det") for _ in range(3)]
+    results = data.files.load_json(tmp_path / f"{name}.json")
+    assert [(each["images"], each["epochs"]) for each in results.values()] == [(50, 2), (40, 2)]
     first, *rest = results["loc"]["trials"]
-    assert first == {"params": search.BY_HAND, "epochs": [0.5, 0.625], "mean": 0.625, "ahead": 0}
-    assert [(row["mean"], row["ahead"] < 0) for row in rest] == [(0.603, True), (0.608, True), (None, False)]
-    importance = results["loc"]["importance"]
-    assert sum(importance.values()) == pytest.approx(1)
-    assert importance["learning_rate"] == max(importance.values())
+    assert first == {"params": by_hand, "epochs": [0, recipe.learning_rate], "mean": recipe.learning_rate}
+    assert all(row["mean"] == row["params"]["learning_rate"] != recipe.learning_rate for row in rest)

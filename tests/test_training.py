@@ -49,21 +49,11 @@ def test_runs_are_continued_and_loaded(sets, undisturbed, tmp_path, monkeypatch,
         same_run(each, undisturbed[task, recipe])
 
 
-def test_a_longer_run_goes_on_from_the_shorter_one_that_got_furthest(sets, tmp_path):
-    two, three, seven = (replace(SHORT, epochs=epochs) for epochs in (2, 3, 7))
-    interrupted(sets, tmp_path, 2, settings=replace(SHORT, epochs=5))
-    for recipe in (two, three, seven):
-        run = fit(sets, tmp_path, settings=recipe)
-    assert run.status == "continued after epoch 3"
-    same_run(run, fit(sets, tmp_path / "whole", settings=seven))
-    fixed = fit(sets, tmp_path, settings=replace(seven, learning_rate=0.0), n_train=24)
-    assert fixed.status == "trained"  # there is no other of so many images, whose scores are the network's
+def test_scores_are_of_the_images_trained_on_and_of_equal_epochs_the_first_is_best(sets, tmp_path):
+    fixed = fit(sets, tmp_path, settings=replace(SHORT, learning_rate=0.0), n_train=24)
+    assert (fixed.status, fixed.best_epoch) == ("trained", 1)
     assert fixed.train == pytest.approx(utils.evaluate(fixed.load(CPU), sets["loc"].train[:24]), abs=1e-5)
     assert fixed.load(CPU)[0].mean == utils.Normalize.fit(sets["loc"].train.images).mean  # of all images
-    interrupted(sets, tmp_path / "best", 3, settings=replace(SHORT, learning_rate=0.0))
-    assert fit(sets, tmp_path / "best", settings=replace(SHORT, learning_rate=0.0)).best_epoch == 1  # of equals
-    interrupted(sets, tmp_path / "cycle", 3, settings=RICH)  # whose learning rate comes down to nothing earlier
-    assert fit(sets, tmp_path / "cycle", settings=replace(RICH, epochs=5), precision="bfloat16").status == "trained"
 
 
 def build(network=Tiny, recipe=SHORT, **options):
@@ -102,7 +92,7 @@ def test_networks_and_optimizers_are_what_the_settings_say(sets):
     loop.train(build(recipe=RICH, n_train=72), sets["loc"], RICH, hooks)  # four epochs of five steps
     assert rates[:-1] == sorted(rates[:2]) + sorted(rates[2:-1], reverse=True)  # the last is not used
     assert (rates[2], rates[18]) == (pytest.approx(RICH.learning_rate, rel=0.01), pytest.approx(0, abs=1e-6))
-    for name, value in {"optimizer": "adam", "box_loss": "iou", "epochs": 0, "warm_up": 0.0}.items():
+    for name, value in {"optimizer": "adam", "box_loss": "iou"}.items():
         with pytest.raises(ValueError, match=f"^{name}: expected .*, found {value!r}$"):
             replace(SHORT, **{name: value})
 
@@ -144,22 +134,21 @@ def test_what_is_not_finite_is_never_saved_and_a_run_ends_with_the_epochs_before
     assert run.history["val_loss"] == whole.history["val_loss"][:2]
     loaded = same_run(fit(sets, tmp_path, hooks=NEVER), run)  # the same steps would lead there again
     assert (loaded.status, loaded.diverged) == ("loaded", True)
-    longer = fit(sets, tmp_path, settings=replace(SHORT, epochs=SHORT.epochs + 1))
-    assert (longer.status, longer.diverged) == ("trained", False)  # not from where the other had diverged
 
 
 def test_one_checkpoint_each_half_minute_and_one_at_the_end(sets, tmp_path, monkeypatch):
     """Epochs of twelve seconds: after 36, after 72, and the last. A finished run keeps weights and history only."""
 
     def stored():
-        return [(len(each["val_samples"]), each["state"]) for each in map(files.load_tensors, tmp_path.rglob("*.pt"))]
+        return [(len(each["val_samples"]), *each) for each in map(files.load_tensors, tmp_path.rglob("*.pt"))]
 
     monkeypatch.setenv("RUNS_DIR", str(tmp_path))
     there = []
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: 12 * len(there)))
-    hooks = Hooks(on_epoch=lambda state: there.append(sorted(epoch for epoch, _ in stored())))
+    hooks = Hooks(on_epoch=lambda state: there.append(sorted(epoch for epoch, *_ in stored())))
     training.fit(Tiny, sets["loc"], replace(RICH, epochs=8), hooks)
-    assert (there, stored()) == ([[], [], [], [4], [4], [4], [4, 7], [4, 7]], [(8, None)])
+    assert there == [[], [], [], [4], [4], [4], [4, 7], [4, 7]]
+    assert stored() == [(8, "spec", "trained_on", "history", "val_samples", "weights", "finished")]
 
 
 @pytest.mark.parametrize(("source", "same", "other"), [
@@ -217,7 +206,10 @@ def test_what_a_lab_has_saved_another_reads(sets, tmp_path, monkeypatch, capsys)
     assert saved["networks"]["Tiny"]["fit"] == utils.evaluate(made[0].load(), sets["loc"].train[:24])
     assert (saved["selected"], [*saved["others"]]) == ("CompactNet", ["Tiny"])
     assert "profile `smoke`" in lab.notice().data
-    assert {row["network"] for row in lab.noise_rows(made)} == {"CompactNet", "Tiny", "bright patches", "visible ink"}
+    rows = {(row["noise"], row["network"]): (row["accuracy"], row["iou"]) for row in saved["noise"]}
+    names = {"CompactNet", "Tiny", "bright patches", "visible ink"}
+    assert rows.keys() == {(noise, name) for noise in training.lab.NOISE for name in names}
+    assert rows[1.0, "Tiny"] == tuple(saved["others"]["Tiny"][name] for name in ("accuracy", "iou"))
 
     Path("weights/Tiny.pt").unlink()  # as of a network too large
     lab = training.Lab("loc", replace(training.PROFILES["published"], published=("Tiny", "CompactNet", "SimpleNet")))

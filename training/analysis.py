@@ -1,7 +1,6 @@
 """What networks get wrong and why, and what they are set beside: measured on outputs and labels, in rows by column."""
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +63,11 @@ def object_rows(outputs: dict[str, Tensor], labels: Tensor) -> list[dict[str, An
     and with non-maximum suppression."""
     rows = []
     for name, each in outputs.items():
-        kinds = {kind: int(wrong.sum()) for kind, wrong in failures(utils.match(each, labels)).items()}
-        cells = {"right": "", "false": kinds["false positive"], "missed": kinds["missed"]}
-        rows.append({"network": name, "counted": "by cells", **cells})
-        rows.append({"network": name, "counted": "by objects", **count_objects(each, labels)})
-        suppressed = count_objects(each, labels, nms_iou=OBJECT_IOU)
-        rows.append({"network": name, "counted": "by objects, after NMS", **suppressed})
+        kinds = failures(utils.match(each, labels))
+        cells = {"right": "", "false": int(kinds["false positive"].sum()), "missed": int(kinds["missed"].sum())}
+        ways = {"by cells": cells, "by objects": count_objects(each, labels)}
+        ways["by objects, after NMS"] = count_objects(each, labels, nms_iou=OBJECT_IOU)
+        rows += [{"network": name, "counted": way, **counts} for way, counts in ways.items()]
     return rows
 
 
@@ -94,10 +92,10 @@ def edge_rows(errors: Tensor) -> list[dict[str, Any]]:
     the mean distance in pixels. Edges that were not rounded to whole pixels count as the nearest."""
     rows = []
     for name, values in [*zip(SIDES, errors.T, strict=True), ("all", errors.flatten())]:
-        off = values.round().abs()
-        shares = [(off <= most).sum().item() / max(1, len(off)) for most in (0, 1, 2)]
-        about = dict(zip(("right to the pixel", "within one", "within two"), shares, strict=True))
-        rows.append({"edge": name, **about, "mean distance, pixels": values.abs().sum().item() / max(1, len(off))})
+        off, row = values.round().abs(), {"edge": name}
+        for most, said in enumerate(("right to the pixel", "within one", "within two")):
+            row[said] = (off <= most).sum().item() / max(1, len(off))
+        rows.append({**row, "mean distance, pixels": values.abs().sum().item() / max(1, len(off))})
     return rows
 
 
@@ -122,9 +120,8 @@ def border_rows(outputs: Tensor, labels: Tensor) -> list[dict[str, Any]]:
         said = f"{low:g} to below {high:g} pixels" if high < np.inf else f"{low:g} pixels or more"
         counts = {"digits": matches.digit & mine, "missed": kinds["missed"] & mine}
         counts |= {"wrong class": kinds["wrong class"] & mine, "false positives": kinds["false positive"] & there}
-        rows.append(
-            {"centre from the nearest border": said, **{name: int(each.sum()) for name, each in counts.items()}}
-        )
+        counts = {name: int(each.sum()) for name, each in counts.items()}
+        rows.append({"centre from the nearest border": said, **counts})
     return rows
 
 
@@ -315,14 +312,3 @@ def edge_probabilities(network: Any, images: Tensor) -> tuple[Tensor, ...]:
     device = next(network.parameters()).device
     with torch.inference_mode():
         return tuple(each.float().cpu() for each in network[1].cells(network[0](images.to(device)))[2])
-
-
-def noise_rows(networks: dict[str, Callable[[Split], Tensor]], splits: dict[float, Split]) -> list[dict[str, Any]]:
-    """Accuracy and IoU of answers to the same digits in weaker and stronger noise. networks: name -> what gives outputs
-    for a split; splits: by how many times the course's noise they have."""
-    rows = []
-    for factor, split in splits.items():
-        for name, answer in networks.items():
-            scores = utils.score(answer(split), split.labels)
-            rows.append({"noise": factor, "network": name, "accuracy": scores["accuracy"], "iou": scores["iou"]})
-    return rows

@@ -151,15 +151,18 @@ class Lab:
         best = sorted(theirs, key=lambda run: run.val["mean"])[-1:]
         networks = {run.name: partial(self.infer, run.load(self.device)) for run in (ours, *best)}
         networks |= {"bright patches": self.bright_patches.outputs, "visible ink": analysis.visible_outputs}
-        sizes = (1, 1, min(NOISE_IMAGES, len(self.splits.test)))
-        splits = {each: data.load(self.task, self.splits.source, sizes, noise=each, log=str).test for each in NOISE}
-        return analysis.noise_rows(networks, splits)
+        sizes, rows = (1, 1, min(NOISE_IMAGES, len(self.splits.test))), []
+        for noise in NOISE:
+            split = data.load(self.task, self.splits.source, sizes, noise=noise, log=str).test
+            for name, answer in networks.items():
+                scores = utils.score(answer(split), split.labels)
+                rows.append({"noise": noise, "network": name, "accuracy": scores["accuracy"], "iou": scores["iou"]})
+        return rows
 
     def study_figure(self, study: str, columns: dict[str, str], alt: str) -> Image | None:
         """The curves of a published study, if it is there; columns as `plots.plot_study` takes them."""
-        labels, rows = tables.labels_of(self.task, study), tables.by_id(self.task, study)
-        named = {labels[id]: mine for id, mine in rows.items()}
-        return self.save_figure(plots.plot_study(named, columns), study, alt) if rows else None
+        rows = {mine[0]["label"]: mine for mine in tables.by_id(self.task, study).values()}
+        return self.save_figure(plots.plot_study(rows, columns), study, alt) if rows else None
 
     def save_figure(self, figure: Figure, name: str, alt: str) -> Image:
         """Keep a figure as `name`.png among the profile's figures, and return it for the notebook to show.
@@ -175,23 +178,12 @@ class Lab:
 
         tests: of the selected run first, then of those it is set beside. fits: as `score_fit` gives them.
         """
-        results = self._summarize(runs, tests, baselines, fits)
-        save_results(self.figures, self.task, results)
-        save_histories(runs, self.profile.outcome_folder("histories") / f"{NAMES[self.task]}.pkl")
-        for run in runs:
-            if run.status != "published" and 4 * run.parameters < LARGEST_WEIGHTS:
-                save_weights(run.weights, self.profile.outcome_folder("weights") / f"{run.name}.pt")
-        return results
-
-    def _summarize(
-        self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
-    ) -> dict[str, Any]:
         split, (chosen, *others) = self.splits.test, tests
         (best,) = [run for run in runs if run.name == chosen.name]
         unrounded = best.load(self.device)
         unrounded[1].round_edges = False
-        known = {name: each.outputs for name, each in {**{test.name: test for test in tests}, **baselines}.items()}
-        known = {name: outputs for name, outputs in known.items() if outputs is not None}
+        every = {**{test.name: test for test in tests}, **baselines}
+        known = {name: each.outputs for name, each in every.items() if each.outputs is not None}
         classes = {name: analysis.class_rows(outputs, split) for name, outputs in known.items()}
         results = {
             "profile": self.profile.name,
@@ -219,6 +211,11 @@ class Lab:
         else:
             results["borders"] = analysis.border_rows(chosen.outputs, split.labels)
             results["objects"] = analysis.object_rows(known, split.labels)
+        save_results(self.figures, self.task, results)
+        save_histories(runs, self.profile.outcome_folder("histories") / f"{NAMES[self.task]}.pkl")
+        for run in runs:
+            if run.status != "published" and 4 * run.parameters < LARGEST_WEIGHTS:
+                save_weights(run.weights, self.profile.outcome_folder("weights") / f"{run.name}.pt")
         return results
 
 

@@ -1,7 +1,6 @@
 """Runs on disk: what makes two runs the same, checkpoints, resuming after an interruption, and weights for use."""
 
 import ast
-import contextlib
 import ctypes
 import hashlib
 import inspect
@@ -135,13 +134,10 @@ def fit(
     spec = run_spec(network, splits, settings, n_train, precision)
     folder = run_folder(spec)
     keep_freed_memory()
-    with files.lock(folder / CHECKPOINT, RELEASED_WITHIN) as locked:
-        files.remove_leftovers(folder, 0 if locked else 3600)  # without a lock, younger ones may be being written
+    with files.lock(folder / CHECKPOINT, RELEASED_WITHIN):
+        files.remove_leftovers(folder)
         stored, status = resume(spec), "loaded"
         if not (stored and stored["finished"]):
-            if not locked:
-                print(f"{folder}: cannot be locked here, so take care not to train this run in two places at once")
-            stored = stored or resume_shorter(spec)
             status = f"continued after epoch {len(stored['val_samples'])}" if stored else "trained"
             stored = _train(network, splits, hooks or Hooks(), spec, stored)
     about = (stored[name] for name in ("history", "val_samples", "trained_on"))
@@ -165,8 +161,8 @@ def _train(network: type[nn.Module], splits: Splits, hooks: Hooks, spec: dict, s
     def on_epoch(state: TrainState) -> None:
         nonlocal saved
         if time.monotonic() - saved >= SAVED_EVERY:
-            rest = {"weights": state.best_weights, "finished": False, "state": state.state_dict()}
-            files.save_tensors(checkpoint, about | rest, keep=previous)
+            now = {"weights": state.best_weights, "finished": False, "state": state.state_dict()}
+            files.save_tensors(checkpoint, about | now, keep=previous)
             saved = time.monotonic()
         hooks.on_epoch(state)
 
@@ -175,9 +171,7 @@ def _train(network: type[nn.Module], splits: Splits, hooks: Hooks, spec: dict, s
     except NonFiniteLoss:  # which the same steps would meet again
         if not state.epoch:
             raise
-    over = settings.one_cycle or state.epoch < settings.epochs  # so that no longer run can continue from it
-    rest = {"weights": state.best_weights, "finished": True, "state": None if over else state.state_dict()}
-    files.save_tensors(checkpoint, about | rest)
+    files.save_tensors(checkpoint, about | {"weights": state.best_weights, "finished": True})
     files.retry(lambda: previous.unlink(missing_ok=True), previous)
     return about
 
@@ -186,36 +180,13 @@ def resume(spec: dict[str, Any]) -> dict[str, Any] | None:
     """A run's checkpoint, or, where it is missing or damaged, the one before; None where there is none."""
     for path in (run_folder(spec) / CHECKPOINT, run_folder(spec) / PREVIOUS):
         try:
-            stored = files.load_tensors(path)
-            if not isinstance(stored, dict) or stored.get("spec") != spec:
-                raise DataError(f"{path}: expected a checkpoint of this run, found something else")
-            check_history(stored.get("history"), str(path))
-            return stored
+            return files.load_tensors(path)
         except files.ReadError:  # the file may be good
             raise
         except DataError as error:
             if path.exists():
                 print(f"{spec['network']}: goes back to what was saved before, if anything was: {error}")
     return None
-
-
-def resume_shorter(spec: dict[str, Any]) -> dict[str, Any] | None:
-    """Of the runs that differ by fewer epochs alone, the checkpoint that got furthest and can be continued, if any."""
-    settings = spec["settings"]
-    shorter = range(1, 1 if settings["one_cycle"] else settings["epochs"])  # one cycle depends on their number
-    stored = (resume({**spec, "settings": {**settings, "epochs": epochs}}) for epochs in shorter)
-    usable = (each for each in stored if each and each["state"])
-    return max(usable, key=lambda each: len(each["val_samples"]), default=None)
-
-
-def check_history(history: Any, where: str) -> None:
-    """Raise DataError, beginning with `where`, unless the columns that `train` writes are finite and of one length."""
-    columns = ["seconds", *(f"{part}_{name}" for part in ("train", "val") for name in SCORES)]
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        values = np.array([history[name] for name in columns], dtype=float)  # (columns, epochs)
-        if values.ndim == 2 and values.size and np.isfinite(values).all():
-            return
-    raise DataError(f"{where}: expected a history of {len(columns)} columns or more, found something else")
 
 
 def keep_freed_memory() -> None:

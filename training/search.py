@@ -11,17 +11,17 @@ from functools import partial
 from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
+import models
 from data import DataError, Splits
 from training.loop import Hooks, NonFiniteLoss, TrainState
 from training.runs import Run, RunInUse, fit, run_folder, run_spec
-from training.settings import OWN, Settings, runs_folder
+from training.settings import OWN, REFERENCE, Settings, runs_folder
 
-BEAT, AWAY = 30, 300  # seconds: between a worker's heartbeats, of which it may miss three; to wait for a database
+BEAT = 30  # seconds between a worker's heartbeats, of which it may miss three
 Int, Float, Log = IntDistribution, FloatDistribution, partial(FloatDistribution, log=True)
 RANGES = {
     "depth": Int(2, 4), "width": Int(48, 96, step=16), "learning_rate": Log(2e-3, 1.2e-2),
@@ -29,7 +29,14 @@ RANGES = {
     "l1_weight": Log(1, 10), "giou_weight": Log(0.3, 3), "edge_weight": Log(0.2, 2), "class_weight": Log(0.5, 2),
     "label_smoothing": Float(0, 0.15), "max_shift": Int(4, 16, step=4), "max_stretch": Float(0, 0.3),
 }  # fmt: skip
-BY_HAND = {name: getattr(OWN, name) for name in RANGES}
+REFERENCE_RANGES = {
+    "learning_rate": Log(1e-3, 0.2), "momentum": Float(0, 0.95), "box_weight": Log(1, 100),
+    "batch_size": CategoricalDistribution((16, 32, 64, 128)),
+}  # fmt: skip
+SEARCHES = {  # the networks by task, their recipe, and what of it is varied
+    "search": (models.OURS, OWN, RANGES),
+    "reference_search": ({"loc": models.FloNet, "det": models.SkreNet2}, REFERENCE, REFERENCE_RANGES),
+}
 
 
 def open_study(name: str, tries: int = 5) -> optuna.Study:
@@ -43,7 +50,6 @@ def open_study(name: str, tries: int = 5) -> optuna.Study:
             heartbeat_interval=BEAT, grace_period=3 * BEAT,
             heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
         )  # fmt: skip
-        sqlalchemy.event.listen(storage.engine, "do_connect", wait_for_database)
         return optuna.create_study(
             study_name=name, storage=storage, direction="maximize", load_if_exists=True,
             sampler=optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True),
@@ -59,38 +65,29 @@ def open_study(name: str, tries: int = 5) -> optuna.Study:
         raise DataError(f"STUDY_DATABASE: cannot be used: {reason}") from None
 
 
-def wait_for_database(dialect: sqlalchemy.Dialect, record: Any, arguments: list, options: dict) -> Any:
-    """Connect for SQLAlchemy, as often as it takes. Raises SystemExit, which Optuna lets pass, after AWAY seconds."""
-    for second in range(AWAY):
-        try:
-            return dialect.connect(*arguments, **options)
-        except dialect.dbapi.Error:
-            if second == 0:
-                print(f"STUDY_DATABASE: no connection, waiting for up to {AWAY} seconds", flush=True)
-            time.sleep(1)
-    raise SystemExit(f"STUDY_DATABASE: no connection for {AWAY} seconds")
-
-
-def finished(study: optuna.Study) -> list[FrozenTrial]:
+def finished(study: optuna.Study, by_hand: dict[str, Any]) -> list[FrozenTrial]:
     """The finished trials, the recipe by hand first; of equal ones, by two workers, the last."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    return sorted({str(each.params): each for each in trials}.values(), key=lambda each: each.params != BY_HAND)
+    return sorted({str(each.params): each for each in trials}.values(), key=lambda each: each.params != by_hand)
 
 
-def run(study: optuna.Study, train: Callable[[optuna.Trial], float], trials: int) -> None:
+def run(study: optuna.Study, by_hand: dict[str, Any], train: Callable[[optuna.Trial], float], trials: int) -> None:
     """Train until so many trials are finished, the recipe by hand among them. Raises DataError."""
     try:
-        while len(done := finished(study)) < trials or done[0].params != BY_HAND:
-            study.enqueue_trial(BY_HAND, skip_if_exists=len(done) < trials)  # else its worker may be lost
+        while len(done := finished(study, by_hand)) < trials or done[0].params != by_hand:
+            study.enqueue_trial(by_hand, skip_if_exists=len(done) < trials)  # else its worker may be lost
             print(f"{study.study_name}: {len(done)} of {trials} trials done, one begins", flush=True)
             study.optimize(train, n_trials=1, catch=RunInUse)
     except optuna.exceptions.StorageInternalError as error:
         raise DataError(f"STUDY_DATABASE: {error.__cause__}".partition("\n")[0]) from error
 
 
-def train(trial: optuna.Trial, network: type[nn.Module], recipe: Settings, splits: Splits, n_train: int) -> float:
+def train(
+    trial: optuna.Trial, network: type[nn.Module], recipe: Settings, ranges: dict[str, BaseDistribution],
+    splits: Splits, n_train: int,
+) -> float:  # fmt: skip
     """Train a trial and return its best validation mean accuracy; or prune it, and remove its run."""
-    settings = replace(recipe, **{name: trial._suggest(name, values) for name, values in RANGES.items()})
+    settings = replace(recipe, **{name: trial._suggest(name, values) for name, values in ranges.items()})
 
     def report(run: TrainState | Run) -> None:
         for epoch, value in enumerate(run.history["val_mean"]):  # some may be another process's
@@ -109,17 +106,11 @@ def train(trial: optuna.Trial, network: type[nn.Module], recipe: Settings, split
         raise SystemExit("Stopped, or paused until another worker took over. The same command goes on") from None
 
 
-def export(study: optuna.Study) -> dict[str, Any]:
-    """Each trial's parameters, validation means, the highest of them (None where it was pruned) and how far the last
-    was ahead of the recipe by hand; each parameter's share in that (functional ANOVA, Hutter et al., 2014)."""
-    rows, weighed, trials = [], optuna.create_study(), finished(study)  # Optuna leaves out pruned trials
-    for trial in trials:
+def export(study: optuna.Study, by_hand: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each trial's parameters, validation means, and the highest of them, None where it was pruned."""
+    rows = []
+    for trial in finished(study, by_hand):
         epochs = [value for _, value in sorted(trial.intermediate_values.items())]
-        other = trials[0].intermediate_values.get(len(epochs) - 1)
-        ahead = None if other is None else epochs[-1] - other
         mean = trial.value if trial.state == TrialState.COMPLETE else None
-        rows.append({"params": trial.params, "epochs": epochs, "mean": mean, "ahead": ahead})
-        if ahead is not None:
-            weighed.add_trial(optuna.create_trial(params=trial.params, distributions=RANGES, value=ahead))
-    fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return {"trials": rows, "importance": optuna.importance.get_param_importances(weighed, evaluator=fanova)}
+        rows.append({"params": trial.params, "epochs": epochs, "mean": mean})
+    return rows

@@ -4,7 +4,6 @@ They take hours, so Run all does not make them. `scripts/study.py` does, and the
 figures/studies.json. A row is named by study, id and seed; making it again replaces it.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from torch import nn
 
 import models
 import utils
-from data import DataError, Splits, files
+from data import Splits, files
 from training import analysis
 from training.progress import Progress
 from training.results import best_trials, published_search, summarize
@@ -169,49 +168,38 @@ PLANS = {name.removeprefix("plan_"): plan for name, plan in globals().items() if
 # ---------------------------------------------------------------------------------------------- what is kept of it
 
 
+def trials(task: str, study: str) -> list[tuple[Trial, int]]:
+    """What is planned: every trial with each of its seeds."""
+    return [(trial, seed) for trial in PLANS[study](task) for seed in trial.seeds]
+
+
 def read_rows(task: str, study: str) -> list[dict[str, Any]]:
-    """The rows of a study that have been made, in the plan's order; only those whose settings are the plan's."""
-    return split_rows(task, study, files.load_json(STUDIES).get(task, {}).get(study, []))[0]
-
-
-def split_rows(task: str, study: str, rows: Sequence[dict[str, Any]]) -> tuple[list[dict], list[dict]]:
-    """Rows in the plan's order, and those that are not the plan's any more: of another id, seed, network or setting,
-    or of another part of the images. Raises DataError where they are no rows."""
-    planned = {(trial.id, seed): trial for trial in PLANS[study](task) for seed in trial.seeds}
-
-    def fits(name: tuple[str, int], row: dict[str, Any]) -> bool:
-        trial = planned[name]
-        settings, n_train = asdict(replace(trial.settings, seed=name[1])), trial.n_train or row["n_train"]
-        return (row["network"], row["settings"], row["n_train"]) == (trial.network.__name__, settings, n_train)
-
-    try:
-        by_name = {(row["id"], row["seed"]): row for row in rows}  # of two with one name the last
-        fitting = {name for name, row in by_name.items() if name in planned and fits(name, row)}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{STUDIES}: expected rows of the study {study}, found something else") from error
-    kept = [by_name[name] for name in planned if name in fitting]
-    return kept, [row for name, row in by_name.items() if name not in fitting]
+    """The rows of a study that have been made, in the plan's order, each with its label; only those that are still the
+    plan's: of its network, settings and part of the images."""
+    made, rows = files.load_json(STUDIES).get(task, {}).get(study, []), []
+    for trial, seed in trials(task, study):
+        planned = {"id": trial.id, "seed": seed, "network": trial.network.__name__}
+        planned["settings"] = asdict(replace(trial.settings, seed=seed))
+        if trial.n_train:
+            planned["n_train"] = trial.n_train
+        rows += [{**row, "label": trial.label} for row in made if planned.items() <= row.items()]
+    return rows
 
 
 def missing(task: str, study: str) -> list[tuple[Trial, int]]:
     """The trials and seeds of a study of which there is no row, or one of another precision than the plan asks for."""
-    made = {(row["id"], row["seed"]): row["trained_on"].get("precision") for row in read_rows(task, study)}
-
-    def is_made(trial: Trial, seed: int) -> bool:
-        return (trial.id, seed) in made and trial.precision in (None, made[trial.id, seed])
-
-    return [(trial, seed) for trial in PLANS[study](task) for seed in trial.seeds if not is_made(trial, seed)]
+    made = [(row["id"], row["seed"], row["trained_on"]["precision"]) for row in read_rows(task, study)]
+    made += [(id, seed, None) for id, seed, _ in made]  # where any will do
+    return [(trial, seed) for trial, seed in trials(task, study) if (trial.id, seed, trial.precision) not in made]
 
 
 def write_row(task: str, study: str, row: dict[str, Any]) -> None:
-    """Put a row into studies.json, in the place of the one with its id and seed. Rows that are not the plan's any more
-    are dropped, which is said."""
+    """Put a row into studies.json, in the place of the one with its id and seed."""
     with files.lock(STUDIES, 60):  # others may be writing
         studies = files.load_json(STUDIES)
         rows = studies.setdefault(task, {}).get(study, [])
-        studies[task][study], dropped = split_rows(task, study, [*rows, row])
-        for each in dropped:
-            print(f"{study}, {task}: {each['id']}, seed {each['seed']} is not the plan's any more and is dropped")
+        others = [each for each in rows if (each["id"], each["seed"]) != (row["id"], row["seed"])]
+        studies[task][study] = [*others, row]
         files.save_json(STUDIES, studies)
 
 

@@ -11,7 +11,7 @@ import models
 from training.results import BASELINES, PUBLISHED, best_trials, loss_ends, published_curves, published_results
 from training.runs import Run
 from training.settings import Settings
-from training.study import PLANS, read_rows
+from training.study import read_rows
 
 Row = dict[str, Any]
 SCORES = {"accuracy": "accuracy", "iou": "IoU", "mean": "mean"}
@@ -55,7 +55,10 @@ def headline(task: str, results: Row) -> str:
     and what run they come from. `results` as `Lab.save` returns them."""
     rows = [row for row in result_rows(task, results) if row["id"] in ("ours", "reference", "published", "bright")]
     table = markdown_table(rows, {"name": "test set", **SCORES, "map": "mAP"})
-    return f"{table}\n\n{describe_run(results)}"
+    trained = {name: device_of(run) for name, run in results["networks"].items()}
+    own = trained[results["selected"]]
+    others = "".join(f"; {name} on {device}" for name, device in trained.items() if device != own)
+    return f"{table}\n\nProfile `{results['profile']}` on {IMAGES[results['source']]}, {own}{others}."
 
 
 def results_table(task: str, results: Row) -> str:
@@ -81,14 +84,6 @@ def result_rows(task: str, results: Row) -> list[Row]:
         rows.append({"id": "reference", "name": f"the reference's {best}, trained here", **results["others"][best]})
     rows.append({"id": "published", "name": "the reference, as published", **PUBLISHED[task]})
     return [*rows, {"id": "bright", "name": BASELINES["bright"], **results["baselines"]["bright"]}]
-
-
-def describe_run(results: Row) -> str:
-    """The profile, images and devices that results come from, in a sentence."""
-    trained = {name: device_of(run) for name, run in results["networks"].items()}
-    own = trained[results["selected"]]
-    others = [f"; {name} on {device}" for name, device in trained.items() if device != own]
-    return f"Profile `{results['profile']}` on {IMAGES[results['source']]}, {own}{''.join(others)}."
 
 
 def device_of(run: Row) -> str:
@@ -155,14 +150,14 @@ def by_id(task: str, study: str) -> dict[str, list[Row]]:
     return groups
 
 
-def labels_of(task: str, study: str) -> dict[str, str]:
-    """What tables call the rows of a study, by their id."""
-    return {trial.id: trial.label for trial in PLANS[study](task)}
+def mean_of(rows: Sequence[Row], name: str) -> float:
+    """The mean of a validation score over several rows."""
+    return statistics.mean(row["val"][name] for row in rows)
 
 
-def mean_of(rows: Sequence[Row], name: str, part: str = "val") -> float:
-    """The mean of a score over several rows."""
-    return statistics.mean(row[part][name] for row in rows)
+def mean_scores(rows: Sequence[Row]) -> Row:
+    """Accuracy, IoU and their mean, means over several rows, by their headings."""
+    return {said: mean_of(rows, key) for key, said in SCORES.items()}
 
 
 def change(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float]:
@@ -178,32 +173,28 @@ def last_mean(row: Row, name: str = "val_mean", end: int | None = None) -> float
     return statistics.mean(row["curves"][name][:end][-LAST:])
 
 
-def epochs_of(row: Row) -> str:
-    """How long a row was trained, and whether it diverged before its time."""
-    return f"{row['epochs']}, then it diverged" if row["epochs"] < row["settings"]["epochs"] else str(row["epochs"])
-
-
 def score_rows(task: str, study: str) -> list[Row]:
     """Scores in the best epoch, means over the seeds, and what is left of the mean over the last ten epochs."""
-    rows, labels = [], labels_of(task, study)
-    for id, mine in by_id(task, study).items():
-        row = {"run": labels[id], "seeds": len(mine)}
-        row["epochs"] = " or ".join(dict.fromkeys(map(epochs_of, mine)))
-        row |= {said: mean_of(mine, key) for key, said in SCORES.items()}
+    rows = []
+    for mine in by_id(task, study).values():
+        epochs = [
+            f"{row['epochs']}{', then it diverged' * (row['epochs'] < row['settings']['epochs'])}" for row in mine
+        ]
+        row = {"run": mine[0]["label"], "seeds": len(mine), "epochs": " or ".join(dict.fromkeys(epochs))}
+        row |= mean_scores(mine)
         rows.append({**row, "mean, last ten epochs": statistics.mean(map(last_mean, mine))})
     return rows
 
 
 def ingredient_rows(task: str, study: str) -> list[Row]:
     """What each ingredient brings, means over the seeds, beside the whole recipe; nothing before that is there."""
-    labels, groups, rows = {"all": "the whole recipe", **labels_of(task, study)}, by_id(task, study), []
-    if study == "full_length":
-        groups = {"all": read_rows(task, "seeds"), **groups}
-    whole = groups.get("all")
-    for id, mine in groups.items() if whole else ():
-        row = {"recipe": labels[id], "seeds": len(mine), **{said: mean_of(mine, key) for key, said in SCORES.items()}}
+    groups, rows = by_id(task, study), []
+    whole = read_rows(task, "seeds") if study == "full_length" else groups.pop("all", [])
+    for mine in [whole, *groups.values()] if whole else []:
+        label = "the whole recipe" if mine is whole else mine[0]["label"]
+        row = {"recipe": label, "seeds": len(mine), **mean_scores(mine)}
         difference, error = change(mine, whole)
-        row["change"] = "" if id == "all" else f"{difference:+.4f}" + f" ± {error:.4f}" * (len(mine) > 1)
+        row["change"] = "" if mine is whole else f"{difference:+.4f}" + f" ± {error:.4f}" * (len(mine) > 1)
         maps = [each["examined"]["map"]["map"] for each in mine if "map" in each["examined"]]
         rows.append({**row, "mAP": statistics.mean(maps) if maps else None})
     return rows
@@ -213,12 +204,12 @@ def ranking_rows(task: str, study: str) -> list[Row]:
     """Detection: average precision of the boxes as they are, after non-maximum suppression, and with confidence that is
     not multiplied by the expected IoU; means over the seeds."""
     ways = {"map": "", "map_nms": ", non-maximum suppression", "map_unranked": ", ranked by confidence alone"}
-    rows, labels, groups = [], labels_of(task, study), by_id(task, study)
-    for id in ("all", "no_center_gate"):
-        for way, said in ways.items() if id in groups else ():
-            mine = [row["examined"][way] for row in groups[id]]
-            means = {name: statistics.mean(each[key] for each in mine) for key, name in PRECISIONS.items()}
-            rows.append({"boxes": labels[id] + said, **means})
+    rows, groups = [], by_id(task, study)
+    for mine in (groups[id] for id in ("all", "no_center_gate") if id in groups):
+        for way, said in ways.items():
+            values = [row["examined"][way] for row in mine]
+            means = {name: statistics.mean(each[key] for each in values) for key, name in PRECISIONS.items()}
+            rows.append({"boxes": mine[0]["label"] + said, **means})
     return rows
 
 
@@ -264,10 +255,9 @@ def longer_rows(task: str, study: str) -> list[Row]:
 def failure_rows(task: str, study: str) -> list[Row]:
     """FloNet2 in several ways: validation scores by our metric, and the mean by the reference's, the class read as 0
     or, of ten channels, as an argmax over the last five."""
-    labels, rows = labels_of(task, study), []
+    rows = []
     for row in read_rows(task, study):
-        line = {"FloNet2": labels[row["id"]], "best epoch": row["best_epoch"]}
-        line |= {said: row["val"][key] for key, said in SCORES.items()}
+        line = {"FloNet2": row["label"], "best epoch": row["best_epoch"], **mean_scores([row])}
         line["by the reference's measure"] = row["curves"]["val_reference_mean"][row["best_epoch"] - 1]
         rows.append({**line, "its class read over all channels": row["examined"].get("reference_mean_ten")})
     return rows
