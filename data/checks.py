@@ -1,5 +1,4 @@
-"""How alike generated images and the course's own are: figures of the course's training sets, computed from its files
-or read off published images of them, and of ours."""
+"""How like the course's own images generated ones are: what is known of the course's training sets, and ours."""
 
 from collections import namedtuple
 
@@ -9,7 +8,6 @@ from torch import Tensor
 from data import Splits, pixel_moments
 from data.labels import HEIGHT, WIDTH, cells_to_image
 
-REFERENCE_TOLERANCE = 0.006  # for the mean accuracy of the reference's networks, by its metric, on generated images
 BRIGHT = 250  # of 255: 0.98
 FOR_NOISE = 4000  # images from which the background's autocorrelation is computed
 DISTANCES = (1, 2, 3, 4, 6)  # pixels, at which it is computed

@@ -53,9 +53,8 @@ def retry(operation: Callable[[], Any], path: Path) -> Any:
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], Any], keep: Path | None = None) -> None:
-    """Write a file so that at every moment, a power cut included, it is the old one or the new one. `write` gets a
-    binary file open for writing, `keep` is the old file's name once the new one is whole. Raises what `write` does, and
-    SaveError where the system does not let the file be written."""
+    """Write a file so that at every moment, a power cut included, it is the old one or the new one; `keep` is the old
+    one's name from then on. Raises what `write` does, and SaveError where the system does not let it be written."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # two machines may write at once
     try:
@@ -105,8 +104,7 @@ def lock(path: Path, patience: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(path: Path, fault: str) -> Iterator[None]:
-    """Turn the errors of whatever reads a file into a DataError that names the file and `fault`, and those of the
-    system into ReadError."""
+    """Turn a reader's errors into a DataError that names the file and `fault`, and the system's into a ReadError."""
     try:
         yield
     except DataError:
@@ -135,9 +133,8 @@ def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
 
 
 def load_tensors(path: Path, allowed: dict[str, Any] | None = None) -> Any:
-    """Load what `torch.save` wrote, onto the CPU: tensors, plain containers, and the `allowed` classes and functions by
-    their full names. Raises DataError where it is missing, damaged, or asks for anything else, which could run code;
-    ReadError where the system does not let it be read."""
+    """Load what `torch.save` wrote, onto the CPU: tensors, plain containers, and what is `allowed`, by its full name.
+    Raises DataError where the file is missing, damaged or asks for more, which could run code; and ReadError."""
     with naming(path, "damaged, or not what torch.save writes"):
         with open(path, "rb") as file:
             content = file.read()
@@ -156,8 +153,7 @@ def save_pickle(path: Path, value: dict[str, Any]) -> None:
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
-    """Load what `save_pickle` wrote. Raises DataError where the file is missing, cut off, holds no dict or asks for any
-    class or function, which could run code."""
+    """Load what `save_pickle` wrote. Raises DataError where it is missing, cut off, or asks for what could run code."""
     with naming(path, "damaged, or not a pickle of named values"), open(path, "rb") as file:
         return {**PlainUnpickler(file).load()}
 

@@ -56,8 +56,7 @@ def check_split(images: Tensor, labels: Tensor, task: str) -> None:
 
 
 def cells_to_image(grid: Tensor) -> Tensor:
-    """Grid labels, or boxes of the same layout, (..., 2, 3, 6), from units of their cell to fractions of the image, in
-    the same dtype, what holds no digit too."""
+    """Grid labels, or boxes laid out so, (..., 2, 3, 6), from units of their cell to fractions of the image."""
     column, row = torch.arange(COLUMNS, device=grid.device), torch.arange(ROWS, device=grid.device)[:, None]
     pc, x, y, w, h, c = grid.double().unbind(-1)  # double, so that the only rounding is the last
     return torch.stack((pc, (x + column) / COLUMNS, (y + row) / ROWS, w / COLUMNS, h / ROWS, c), -1).to(grid.dtype)
@@ -77,10 +76,9 @@ def to_cells(boxes: Tensor, column: Tensor, row: Tensor) -> Tensor:
 
 
 def lists_to_grid(lists: Sequence[Tensor] | Sequence[Sequence[Tensor]]) -> Tensor:
-    """Lists of boxes in fractions of the image -> grid labels, (N, 2, 3, 6), float64, which holds the cell units of
-    float32 boxes without rounding, so that `grid_to_lists` gives the very same boxes back. A digit goes to the cell
-    that `find_cell` says, or, where that is taken and its centre lies on the border, to the one on the other side.
-    Entries with pc 0 are passed over. Raises ValueError where two digits share a cell all the same."""
+    """Lists of boxes in fractions of the image -> grid labels, (N, 2, 3, 6), float64, so that `grid_to_lists` gives the
+    very same boxes back. A digit goes to the cell that `find_cell` says, or, where that is taken and its centre lies on
+    the border, to the one on the other side. Raises ValueError where two digits share a cell all the same."""
     image = torch.tensor([number for number, boxes in enumerate(lists) for _ in boxes], dtype=torch.long)
     boxes = torch.cat([torch.empty(0, 6), *(box[None] for boxes in lists for box in boxes)]).double()  # (M, 6)
     image, boxes = image[boxes[:, 0] == 1], boxes[boxes[:, 0] == 1]

@@ -76,9 +76,8 @@ def warp_digits(digits: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def find_boxes(ink: Tensor) -> Tensor:
-    """(M, 48, 60) bool, where a digit has ink -> its box [x, y, w, h] in fractions of the image, (M, 4) float64. Its
-    edges are the first and the last row and column with ink, so that w and h are one pixel less than the ink is wide
-    and high, and 0 for a line of one pixel. No ink at all gives a box of nothing at the image's corner."""
+    """(M, 48, 60) bool, where a digit has ink -> its box [x, y, w, h] in fractions of the image, (M, 4) float64, from
+    the first to the last row and column with ink: w and h are one pixel less than the ink is wide and high."""
     center, extent = [], []
     for used in (ink.any(1), ink.any(2)):  # columns (M, 60), rows (M, 48)
         size = used.shape[1]

@@ -4,7 +4,6 @@ import datetime
 import hashlib
 import json
 import os
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -80,12 +79,6 @@ def fingerprint(inputs: dict[str, Any], folder: Path) -> str:
     return digest.hexdigest()
 
 
-def stored_fingerprint(pdf: bytes) -> str | None:
-    """The fingerprint among a built report's keywords, or None."""
-    keyword = re.search(rb"inputs-([0-9a-f]{64})", pdf)
-    return keyword[1].decode() if keyword else None
-
-
 def compiler(folder: Path, date: datetime.date) -> typst.Compiler:
     """Typst with its own fonts alone, so that the report looks the same on every machine."""
     inputs, root = read_inputs(folder), Path(os.path.commonpath([HOME, folder.resolve()]))
@@ -94,16 +87,15 @@ def compiler(folder: Path, date: datetime.date) -> typst.Compiler:
     return typst.Compiler(str(SOURCE), root=str(root), ignore_system_fonts=True, sys_inputs=given)
 
 
-def build(folder: Path, date: datetime.date | None = None) -> bytes:
+def build(folder: Path, date: datetime.date) -> bytes:
     """The report as PDF, of the results and figures in a folder; the same bytes for the same inputs and date."""
-    date = date or datetime.date.today()
     noon = datetime.datetime.combine(date, datetime.time(12), datetime.UTC)
     return compiler(folder, date).compile(format="pdf", timestamp=noon)
 
 
 def main() -> None:
     """Build the report."""
-    pdf = build(FIGURES)
+    pdf = build(FIGURES, datetime.date.today())
     files.atomic_write(TARGET, lambda file: file.write(pdf))
     print(f"{TARGET}: {len(pdf) / 2**20:.1f} MB")
 

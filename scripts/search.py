@@ -1,10 +1,8 @@
-"""Takes part in a search for hyperparameters, and writes what it has found to figures/, search.json for our networks'.
+"""Takes part in a search for hyperparameters, and writes what it has found to figures/; see docs/training.md.
 
 python scripts/search.py                                 our networks, one task after the other
 python scripts/search.py --task det --trials 40          one of them, until it has so many finished trials
 python scripts/search.py reference_search --task loc     one of the reference's networks, with its recipe
-
-Several of these share the work: on one machine as they are, on several with one database, see docs/training.md.
 """
 
 import argparse

@@ -4,7 +4,7 @@ python scripts/study.py                            all of them, for both tasks: 
 python scripts/study.py recipe --task det          one of them, for one task
 python scripts/study.py ingredients --only no_shift
 
-Runs are resumable and kept with the others. Several of these may work at once; a run in use is left to its trainer.
+Several of these may work at once; a run in use is left to its trainer.
 """
 
 import argparse

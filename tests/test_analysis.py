@@ -141,7 +141,7 @@ def test_bright_patches_by_hand(grow):
 def test_baselines_have_a_network_s_layout_and_all_visible_ink_is_right(task):
     train, val = digits(task).train, digits(task).val
     val = replace(val, visible=val.labels)
-    each = BrightPatches.fit(train).outputs(val), analysis.visible_outputs(val)
+    each = BrightPatches.fit(train).outputs(val), analysis.labels_as_outputs(val.visible)
     assert {tuple(outputs.shape[1:]) for outputs in each} == {(15,) if task == "loc" else (6, 2, 3)}
     means = [utils.score(outputs, val.labels)["mean"] for outputs in each]
     assert 0.2 < means[0] < means[1] == pytest.approx(1)

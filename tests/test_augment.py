@@ -5,8 +5,6 @@ import torch
 from cases import both_tasks, digits
 
 from data import augment, labels
-from training import Settings
-from training.loop import draw_batches
 
 
 def move(images, targets, max_shift, max_stretch=0.0):
@@ -45,14 +43,6 @@ def test_content_and_boxes_change_together_and_stay_inside(task, max_shift, max_
         assert ((now - then).abs() <= max_stretch * then + bool(max_stretch)).all()
         for changed in (now > then, now < then):
             assert (changed.sum() > 20) == bool(max_stretch)
-
-
-@both_tasks
-def test_stretching_alone_reaches_the_batches(task):
-    train = digits(task).train
-    batches = draw_batches(train, Settings(shuffle=False, max_stretch=0.3), epoch=1)
-    change = torch.cat([after for _, after in batches])[..., 3:5] - train.labels[..., 3:5]
-    assert (change[train.labels[..., 0] == 1].abs() > 0.01).any(1).float().mean() > 0.5
 
 
 def test_every_step_is_drawn_and_background_comes_round():

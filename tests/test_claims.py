@@ -21,9 +21,8 @@ TEXTS = {"report": (HOME / "report" / "report.typ").read_text(encoding="utf-8")}
 for task, name in training.NAMES.items():
     cells = nbformat.read(HOME / f"{name}.ipynb", as_version=4).cells
     TEXTS[task] = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    PRINTED = "".join(
-        output.get("text", "") for cell in cells for output in cell.get("outputs", ())
-    )  # detection's last
+    outputs = (output for cell in cells for output in cell.get("outputs", ()))
+    PRINTED = "".join(output.get("text", "") for output in outputs)  # detection's last
 TEXTS = {name: re.sub(r"\s+", " ", text) for name, text in TEXTS.items()}
 HISTORIES = {task: files.load_pickle(HOME / "histories" / f"{name}.pkl") for task, name in training.NAMES.items()}
 OURS = {"loc": "CompactNet", "det": "CompactNet2"}

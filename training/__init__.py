@@ -2,21 +2,11 @@
 
 from training.colab import prepare_colab
 from training.lab import Lab, open_lab
-from training.loop import Hooks, NonFiniteLoss, TrainState, assemble, build, train, train_epoch
-from training.progress import forgive_output, guard
+from training.loop import Hooks, NonFiniteLoss, train_epoch
+from training.progress import guard
 from training.results import BASELINES, loss_ends, published_results, published_search, select_best
 from training.runs import RunInUse, fit, load_weights, provenance, save_weights
-from training.settings import (
-    NAMES,
-    OWN,
-    PROFILES,
-    REFERENCE,
-    Settings,
-    check_runs_folder,
-    choose_device,
-    choose_profile,
-    runs_folder,
-)
+from training.settings import NAMES, OWN, PROFILES, REFERENCE, Settings, check_runs_folder, choose_profile, runs_folder
 from training.study import read_rows
 from training.tables import (
     compare_runs,

@@ -59,8 +59,7 @@ def count_objects(outputs: Tensor, labels: Tensor, nms_iou: float | None = None)
 
 
 def object_rows(outputs: dict[str, Tensor], labels: Tensor) -> list[dict[str, Any]]:
-    """Detection: of each network's outputs what is missed and falsely found, counted by cells, and by objects without
-    and with non-maximum suppression."""
+    """Detection: what each network misses and falsely detects, by cells, and by objects without and with NMS."""
     rows = []
     for name, each in outputs.items():
         kinds = failures(utils.match(each, labels))
@@ -72,8 +71,7 @@ def object_rows(outputs: dict[str, Tensor], labels: Tensor) -> list[dict[str, An
 
 
 def pixel_boxes(outputs: Tensor) -> Tensor:
-    """Boxes of outputs or labels, a row per image (cell): (M, 4) `xyxy` in pixels. Where there is no digit they mean
-    nothing."""
+    """Boxes of outputs or labels, a row per image (cell), (M, 4) `xyxy` in pixels; without a digit meaningless."""
     if outputs.ndim == 4 and outputs.shape[1] == 6:
         outputs = outputs.movedim(1, -1)  # (N, 6, 2, 3) -> (N, 2, 3, 6)
     rows = cells_to_image(outputs).reshape(-1, 6) if outputs.ndim == 4 else outputs
@@ -81,15 +79,13 @@ def pixel_boxes(outputs: Tensor) -> Tensor:
 
 
 def edge_errors(outputs: Tensor, labels: Tensor) -> Tensor:
-    """How many pixels the predicted edges lie to the right of (below) the true ones, for each digit that is detected:
-    (K, 4), left, top, right, bottom."""
+    """How many pixels predicted edges lie to the right of (below) the true ones, of each detected digit: (K, 4)."""
     matches = utils.match(outputs, labels)
     return (pixel_boxes(outputs) - pixel_boxes(labels))[matches.digit & matches.detected]
 
 
 def edge_rows(errors: Tensor) -> list[dict[str, Any]]:
-    """For each side, and for all: the share of edges that are right to the pixel, within one and within two pixels, and
-    the mean distance in pixels. Edges that were not rounded to whole pixels count as the nearest."""
+    """For each side, and for all: the share of edges that are right to the pixel, and nearly, and the mean distance."""
     rows = []
     for name, values in [*zip(SIDES, errors.T, strict=True), ("all", errors.flatten())]:
         off, row = values.round().abs(), {"edge": name}
@@ -100,8 +96,7 @@ def edge_rows(errors: Tensor) -> list[dict[str, Any]]:
 
 
 def border_distances(rows: Tensor) -> Tensor:
-    """Detection: how many pixels the centre of each box, of outputs or labels, lies from the nearest border between two
-    cells, (M,)."""
+    """Detection: pixels from the centre of each box, of outputs or labels, to the nearest border of cells, (M,)."""
     left, top, right, bottom = pixel_boxes(rows).T
     distances = []
     for centre, size, count in (((left + right) / 2, WIDTH, COLUMNS), ((top + bottom) / 2, HEIGHT, ROWS)):
@@ -135,13 +130,11 @@ def piece_rows(outputs: Tensor, split: Split) -> list[dict[str, Any]]:
     hit, pieces = matches.digit & matches.detected, split.pieces.flatten()
     inwards = edge_errors(outputs, split.labels).round() * torch.tensor((1, 1, -1, -1))
     for name, mine in (("one piece", pieces == 1), ("several pieces", pieces > 1)):
-        detected = mine & hit
-        row = {"the digit's ink": name, "digits": int(mine.sum())}
-        row["IoU"] = matches.iou[detected].sum().item() / max(1, int(detected.sum()))
-        row["IoU below 0.5"] = int((matches.iou[detected] < POOR_IOU).sum())
-        for said, edges in (("edges 3 pixels or more off", inwards.abs()), ("of these too far in", inwards)):
-            row[said] = int((edges[detected[hit]] >= FAR).sum())
-        rows.append(row)
+        iou, off = matches.iou[mine & hit], inwards[mine[hit]]
+        row = {"the digit's ink": name, "digits": int(mine.sum()), "IoU": iou.sum().item() / max(1, len(iou))}
+        row["IoU below 0.5"] = int((iou < POOR_IOU).sum())
+        row["edges 3 pixels or more off"] = int((off.abs() >= FAR).sum())
+        rows.append({**row, "of these too far in": int((off >= FAR).sum())})
     return rows
 
 
@@ -165,8 +158,7 @@ def confusion(matches: Matches, classes: int) -> Tensor:
 
 
 def class_rows(outputs: Tensor, split: Split) -> list[dict[str, Any]]:
-    """For each class: how many digits, the share missed, the share right, their mean size in pixels, and the mean IoU
-    of those detected."""
+    """For each class: digits, their mean size in pixels, the shares missed and right, the mean IoU where detected."""
     matches, boxes, rows = utils.match(outputs, split.labels), pixel_boxes(split.labels), []
     for class_id in range(CLASSES[split.task]):
         mine = matches.true_class_id == class_id
@@ -181,16 +173,14 @@ def class_rows(outputs: Tensor, split: Split) -> list[dict[str, Any]]:
 
 
 def pick_examples(labels: Tensor, each: int) -> Tensor:
-    """Indices of the first so many images of each kind: in localization of each class, and empty; in detection with
-    one, two, three ... digits."""
+    """Indices of the first so many images of each class, and empty; in detection with one, two, three ... digits."""
     rows = labels.reshape(len(labels), -1, 6)
     kind = torch.where(rows[:, 0, 0] > 0, rows[:, 0, 5], 10) if rows.shape[1] == 1 else rows[..., 0].sum(1)
     return torch.cat([(kind == one).nonzero()[:each, 0] for one in kind.unique().tolist()])
 
 
 def pick_clear_and_faint(split: Split, images: int = 300) -> Tensor:
-    """Indices of two of the first images with digits: one whose digits are much brighter than the image around them,
-    one where they hardly are. In detection of those with several digits."""
+    """Indices of two of the first images with digits, in detection with several: a clear one, and a faint one."""
     truth, contrast = utils.true_boxes(split.labels[:images]), {}
     for number, image in enumerate(utils.as_floats(split.images[:images])[:, 0]):
         boxes = truth[number]["boxes"].round().long().tolist()
@@ -222,11 +212,8 @@ CHOSEN_ON = 2000  # training images
 
 @dataclass(frozen=True)
 class BrightPatches:
-    """Connected bright pixels: in localization the largest patch, in detection each.
-
-    Nothing is learnt but three numbers, and in localization, where nothing is known of the class, which is commonest.
-    In detection a patch with a hole is a 0, another a 1.
-    """
+    """Connected bright pixels: in localization the largest patch, in detection each, a 0 if it has a hole, else a 1.
+    Nothing is learnt but three numbers and, for localization, the commonest class."""
 
     threshold: int  # of 255, from which on a pixel is bright
     least: int  # pixels that a patch needs
@@ -286,12 +273,6 @@ def find_patches(split: Split, threshold: int) -> Tensor:
         edges = across.start, across.stop - 1, down.start, down.stop - 1
         rows.append((image.start, sizes[number], *edges, whole))
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
-
-
-def visible_outputs(split: Split) -> Tensor:
-    """An answer for generated images that is right but for the box, which is drawn around the pixels of the digit that
-    are brighter than the noise under them. Of faint strokes more cannot be seen."""
-    return labels_as_outputs(split.visible)
 
 
 def labels_as_outputs(labels: Tensor) -> Tensor:

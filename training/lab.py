@@ -3,9 +3,9 @@
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from IPython.display import Image, Markdown
 from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ import utils
 from data import checks
 from data.labels import CLASSES
 from training import analysis, plots, tables
+from training.analysis import labels_as_outputs
 from training.loop import NonFiniteLoss, build, train_epoch
 from training.progress import Progress
 from training.results import load_published, published_results, save_histories, save_results, summarize
@@ -28,15 +29,12 @@ NOISE_IMAGES = 2000
 LARGEST_WEIGHTS = 20e6  # bytes of a checkpoint whose weights are published; SkreNet's are 147 MB
 
 
-@dataclass(frozen=True)
-class Test:
+class Test(NamedTuple):
     """What a network, or one of the `baselines`, does on the test images."""
 
     name: str
     scores: dict[str, float]  # see `utils.score` and `utils.mean_average_precision`
     outputs: Tensor | None = None  # on the CPU; None where only the scores were published
-
-    __test__ = False  # no test of pytest's
 
 
 class Lab:
@@ -105,8 +103,7 @@ class Lab:
         return utils.infer(network, split.images).cpu()
 
     def test(self, run: Run) -> Test:
-        """Score a run's best epoch on the test images; of a run without weights, the published scores. To be used once,
-        when everything has been decided."""
+        """Score a run on the test images, once everything is decided; without weights, by what was published."""
         if run.weights is None:
             return Test(run.name, published_results(self.task)["others"][run.name])
         return self._test(run.name, self.infer(run.load(self.device), self.splits.test))
@@ -127,12 +124,11 @@ class Lab:
     def baselines(self, split: data.Split) -> dict[str, Tensor]:
         """What can be said of images without a network, as outputs, by name; the visible ink of generated ones only."""
         outputs = {"bright": self.bright_patches.outputs(split)}
-        return outputs if split.visible is None else {"visible": analysis.visible_outputs(split), **outputs}
+        return outputs if split.visible is None else {"visible": labels_as_outputs(split.visible), **outputs}
 
     def score_fit(self, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
         """Each network's scores on the training images it was trained on, by its name, measured as on validation
-        images: after the best epoch, in evaluation mode, without shifts. Training's own scores are not comparable. Of a
-        run without weights, the published scores."""
+        images: in evaluation mode, without shifts. Of a run without weights, the published scores."""
         fits = {}
         for run in runs:
             if run.weights is None:
@@ -150,7 +146,10 @@ class Lab:
         *theirs, ours = [run for run in runs if run.weights]
         best = sorted(theirs, key=lambda run: run.val["mean"])[-1:]
         networks = {run.name: partial(self.infer, run.load(self.device)) for run in (ours, *best)}
-        networks |= {"bright patches": self.bright_patches.outputs, "visible ink": analysis.visible_outputs}
+        networks |= {
+            "bright patches": self.bright_patches.outputs,
+            "visible ink": lambda split: labels_as_outputs(split.visible),
+        }
         sizes, rows = (1, 1, min(NOISE_IMAGES, len(self.splits.test))), []
         for noise in NOISE:
             split = data.load(self.task, self.splits.source, sizes, noise=noise, log=str).test
@@ -165,19 +164,15 @@ class Lab:
         return self.save_figure(plots.plot_study(rows, columns), study, alt) if rows else None
 
     def save_figure(self, figure: Figure, name: str, alt: str) -> Image:
-        """Keep a figure as `name`.png among the profile's figures, and return it for the notebook to show.
-
-        alt: what is to be seen in it, for those who cannot see it."""
+        """Keep a figure as `name`.png among the profile's, and return it for the notebook; alt: what it shows."""
         path, width = plots.save_figure(figure, self.figures, f"{NAMES[self.task]}_{name}"), 72 * figure.get_figwidth()
         return Image(path.read_bytes(), width=round(width), alt=alt)
 
     def save(
         self, runs: Sequence[Run], tests: Sequence[Test], baselines: dict[str, Test], fits: dict[str, dict[str, float]]
     ) -> dict[str, Any]:
-        """Keep results, histories, and all weights but SkreNet's. Returns the results.
-
-        tests: of the selected run first, then of those it is set beside. fits: as `score_fit` gives them.
-        """
+        """Keep results, histories, and all weights but SkreNet's. Returns the results. tests: of the selected run
+        first, then of those it is set beside. fits: as `score_fit` gives them."""
         split, (chosen, *others) = self.splits.test, tests
         (best,) = [run for run in runs if run.name == chosen.name]
         unrounded = best.load(self.device)
@@ -220,8 +215,7 @@ class Lab:
 
 
 def open_lab(task: str) -> Lab:
-    """The lab of a task, "loc" or "det", with the profile that PROFILE names, see `settings.choose_profile`. Raises
-    SaveError where its runs could not be kept."""
+    """The lab of a task, "loc" or "det", in the chosen profile. Raises SaveError where its runs could not be kept."""
     check_runs_folder()
     plots.set_style()
     return Lab(task, choose_profile())

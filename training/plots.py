@@ -57,8 +57,7 @@ def below(figure: Figure, axis: plt.Axes, columns: int) -> None:
 
 
 def plot_labels(splits: Splits) -> Figure:
-    """Classes in the three splits; sizes and centres of the training boxes, in pixels; in detection the number of
-    digits in an image as well."""
+    """Classes in the three splits, sizes and centres of training boxes; in detection how many digits images have."""
     several = splits.task == "det"
     figure, axes = plt.subplots(1, 3 + several, figsize=(utils.PLOT_WIDTH, 3.8))
     left, middle, right = axes[:3]
@@ -90,8 +89,7 @@ def plot_labels(splits: Splits) -> Figure:
 
 
 def plot_grid(image: Tensor, label: Tensor) -> Figure:
-    """A detection image (1, 48, 60) with the 2x3 grid, its true boxes and their centres; and beside it the labels of
-    its cells, (2, 3, 6)."""
+    """A detection image (1, 48, 60) with grid, true boxes and centres, and beside it its cells' labels (2, 3, 6)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.9), width_ratios=(1, 1.1))
     utils.draw_image(left, image)
     truth = utils.true_boxes(label[None])[0]
@@ -132,9 +130,8 @@ def add_grid(figure: Figure) -> Figure:
 
 
 def plot_edges(model: nn.Sequential, split: Split) -> Figure:
-    """Images with true and predicted boxes, and along their sides what one of our networks believes about the boxes'
-    edges: how likely each column is to be the left or right one, above, and each row the top or bottom one, beside.
-    Triangles mark the true edges."""
+    """Images with true and predicted boxes, and along their sides how likely, to one of our networks, each column (row)
+    is to be an edge of a box. Triangles mark the true edges."""
     sides = analysis.edge_probabilities(model, split.images)
     outputs = utils.infer(model, split.images).cpu()
     matches, cells = utils.match(outputs, split.labels), ROWS * COLUMNS if split.task == "det" else 1
@@ -174,18 +171,13 @@ def _image_with_sides(panel: Any) -> tuple[plt.Axes, plt.Axes, plt.Axes]:
 
 
 @torch.inference_mode()
-def stage_sizes(network: models.GridNetwork) -> dict[str, tuple[int, ...]]:
-    """Output sizes (channels, height, width) of the backbone's parts and of the head."""
-    sizes: dict[str, tuple[int, ...]] = {}
-    for name, part in {**dict(network.backbone.named_children()), "head": network.head}.items():
-        part.register_forward_hook(lambda layer, inputs, output, name=name: sizes.update({name: output.shape[1:]}))
-    network.eval()(torch.zeros(1, *models.IMAGE))
-    return sizes
-
-
 def plot_diagram(network: models.GridNetwork) -> Figure:
     """The way of an image through a `GridNetwork`: down to context, up again to locations, and to the answer."""
-    sizes = {name: "×".join(map(str, size)) for name, size in stage_sizes(network).items()}
+    outputs: dict[str, Tensor] = {}
+    for name, part in {**dict(network.backbone.named_children()), "head": network.head}.items():
+        part.register_forward_hook(lambda layer, inputs, output, name=name: outputs.update({name: output}))
+    network.eval()(torch.zeros(1, *models.IMAGE))
+    sizes = {name: "×".join(map(str, output.shape[1:])) for name, output in outputs.items()}
     where = {"image": (0, 3), "stage2": (3, 3), "stage4": (3, 2), "stage8": (3, 1), "stage16": (3, 0)}
     where |= {"lateral": (6.4, 1), "merge": (6.4, 2), "head": (9.4, 2), "answer": (12.4, 2)}
     said = {"stage2": "half size", "stage4": "a quarter", "stage8": "an eighth", "stage16": "a sixteenth"}
@@ -267,8 +259,7 @@ def plot_recipes(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def plot_reproduction(rows: Sequence[dict[str, Any]]) -> Figure:
-    """The reference's networks trained as it trained them: validation means by its notebook's measure, epoch by epoch,
-    as published and here. `rows` as studies.json holds them; without any an empty panel."""
+    """The reference's networks trained as it trained them: validation means by its metric, as published and here."""
     figure, axes = plt.subplots(1, max(1, len(rows)), figsize=(utils.PLOT_WIDTH, 3.8), squeeze=False)
     for axis, row in zip(axes[0], rows):
         curves = row["curves"]["val_reference_mean"], published_curves(row["network"])["val_mean"]
@@ -285,7 +276,7 @@ def plot_reproduction(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def plot_noise(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy and IoU over the strength of the noise, see `analysis.noise_rows`."""
+    """Accuracy and IoU over the strength of the noise, see `Lab.noise_rows`."""
     figure, axes = plt.subplots(1, 2, figsize=(utils.PLOT_WIDTH, 4.2))
     for axis, (name, title) in zip(axes, (("accuracy", "accuracy"), ("iou", "IoU")), strict=True):
         axis.set_prop_cycle(CYCLE)

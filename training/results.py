@@ -43,8 +43,7 @@ def published_search(task: str) -> dict[str, Any] | None:
 
 
 def best_trials(search: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The best trials of a search that came to their end, best first, but for the recipe by hand; `search` as
-    search.json holds it."""
+    """The best finished trials of a search, as search.json holds it, best first, but for the recipe by hand."""
     ended = [trial for trial in search["trials"][1:] if trial["mean"] is not None] if search else []
     return sorted(ended, key=lambda trial: -trial["mean"])[:BEST]
 
@@ -95,8 +94,7 @@ CURVES = Path(__file__).resolve().parent.parent / "data" / "reference_curves.jso
 
 
 def published_curves(network: str) -> dict[str, list[float]]:
-    """What the reference published of one of its networks: "train_mean", "val_mean", "train_loss" and "val_loss" of 60
-    epochs, the means by its own metric."""
+    """The published "train_mean", "val_mean", "train_loss" and "val_loss" of a network of the reference's."""
     return json.loads(CURVES.read_text(encoding="utf-8"))[network]
 
 
@@ -109,9 +107,8 @@ def select_best(runs: Sequence[Run]) -> Run:
 
 
 def loss_ends(history: dict[str, list[float]]) -> dict[str, float]:
-    """Where validation loss was lowest, "lowest", an epoch counted from 1, and how many times as high the losses on
-    "train" and "val" images are after the last epoch. Where a network overfits, the first has fallen and the second
-    risen."""
+    """The epoch of the lowest validation loss, "lowest", and how many times as high the losses on "train" and "val"
+    images are in the end. Where a network overfits, the first has fallen and the second risen."""
     losses = {part: history[f"{part}_loss"] for part in ("train", "val")}
     lowest = losses["val"].index(min(losses["val"]))
     return {"lowest": lowest + 1, **{part: values[-1] / values[lowest] for part, values in losses.items()}}

@@ -59,10 +59,9 @@ def open_study(name: str, tries: int = 5) -> optuna.Study:
         if tries:  # others that start at the same time may be creating the tables
             time.sleep(1)
             return open_study(name, tries - 1)
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, ValueError) or address.count("@") > 1:  # whose text could hold the password
-            reason = "expected postgresql+psycopg://user:password@host/name, in a password %40 %3A %2F for @ : /"
-        raise DataError(f"STUDY_DATABASE: cannot be used: {reason}") from None
+        expected = "postgresql+psycopg://user:password@host/name, in a password %40 %3A %2F for @ : /"
+        found = type(error).__name__  # whose text could hold the password
+        raise DataError(f"STUDY_DATABASE: expected an address such as {expected}, found {found}") from None
 
 
 def finished(study: optuna.Study, by_hand: dict[str, Any]) -> list[FrozenTrial]:

@@ -32,8 +32,7 @@ def choose_precision() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained, the same on every machine. The defaults are the recipe of the reference submission, but
-    for the shuffling."""
+    """How a network is trained. The defaults are the recipe of the reference submission, but for the shuffling."""
 
     epochs: int = 60  # the reference's validation accuracy still rises slowly after 50
     batch_size: int = 64
@@ -94,7 +93,7 @@ class Profile:
         return Path(name) if os.environ.get("STORE") and self.publishable else runs_folder() / self.name / name
 
 
-_PROFILES = (
+PROFILES = {profile.name: profile for profile in (
     Profile("full", "all images, 60 epochs, ours 40: the submission, for a GPU", publishable=True),
     Profile(
         "long", "all images, 60 epochs, ours 40, FloNet2 as published: for a CPU with a night", publishable=True,
@@ -117,8 +116,7 @@ _PROFILES = (
         "smoke", "a handful of images, to see that everything runs", {"loc": (256, 128, 128), "det": (128, 32, 64)},
         replace(REFERENCE, epochs=2, learning_rate=0.02, momentum=0.9), replace(OWN, epochs=2), caps={"FloNet2": 32},
     ),
-)  # fmt: skip
-PROFILES = {profile.name: profile for profile in _PROFILES}
+)}  # fmt: skip
 
 
 def choose_profile() -> Profile:

@@ -1,8 +1,5 @@
-"""What is to be known of networks and recipes beyond one run of each: studies, whose rows are resumable runs.
-
-They take hours, so Run all does not make them. `scripts/study.py` does, and the notebooks read what it wrote to
-figures/studies.json. A row is named by study, id and seed; making it again replaces it.
-"""
+"""Studies: what is to be known of networks and recipes beyond one run of each. They take hours, so `scripts/study.py`
+makes them, and the notebooks read what it wrote to figures/studies.json: rows, named by study, id and seed."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -126,8 +123,7 @@ def plan_ingredients(task: str) -> list[Trial]:
 
 
 def plan_full_length(task: str) -> list[Trial]:
-    """The ingredients that bring most, left out once more, and the best trials of the search: with all images and
-    epochs."""
+    """At full length: the ingredients that bring most, left out once more, and the best trials of the search."""
     trials = [trial for trial in plan_ingredients(task) if trial.id in DECISIVE]
     trials = [each._replace(settings=replace(each.settings, epochs=OWN.epochs), n_train=None) for each in trials]
     for number, trial in enumerate(best_trials(published_search(task)), 1):

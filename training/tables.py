@@ -25,10 +25,8 @@ LAST = 10  # epochs whose mean says how good a network is without the luck of it
 
 
 def markdown_table(rows: Sequence[Row], columns: dict[str, str] | None = None, digits: int = 3) -> str:
-    """A table in Markdown: texts to the left, numbers to the right, fractions with so many digits.
-
-    columns: key -> heading, by default the first row's keys. Columns in which no row has anything are left out.
-    """
+    """A table in Markdown: texts to the left, numbers to the right, fractions with so many digits. columns: key ->
+    heading, by default the first row's keys. Columns in which no row has anything are left out."""
     columns = columns or {key: key for key in rows[0]}
     columns = {key: said for key, said in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
 
@@ -51,8 +49,7 @@ def source_of(*pieces: Callable) -> str:
 
 
 def headline(task: str, results: Row) -> str:
-    """The result in four rows of Markdown: ours, the reference's best network here and as published, and no network;
-    and what run they come from. `results` as `Lab.save` returns them."""
+    """The result in four rows of Markdown, and what run they come from. `results` as `Lab.save` returns them."""
     rows = [row for row in result_rows(task, results) if row["id"] in ("ours", "reference", "published", "bright")]
     table = markdown_table(rows, {"name": "test set", **SCORES, "map": "mAP"})
     trained = {name: device_of(run) for name, run in results["networks"].items()}
@@ -101,8 +98,7 @@ def compare_runs(runs: Sequence[Run], best: Run) -> str:
 
 
 def fit_table(runs: Sequence[Run], fits: dict[str, dict[str, float]]) -> str:
-    """How well networks fit their training images, as a Markdown table. Both splits are scored alike, after the best
-    epoch. fits: each network's scores on training images, see `Lab.score_fit`."""
+    """How well networks fit their training images, as a Markdown table. fits: see `Lab.score_fit`."""
     columns = {"name": "network", "train": "mean, training", "val": "mean, validation"}
     columns |= {"train_wrong": "digits wrong, training", "val_wrong": "digits wrong, validation"}
     columns |= {"lowest": "lowest validation loss in epoch", "since": "validation loss since then"}
@@ -117,8 +113,7 @@ def fit_table(runs: Sequence[Run], fits: dict[str, dict[str, float]]) -> str:
 
 
 def settings_table(recipes: dict[str, Settings]) -> str:
-    """Recipes side by side, by their names: the settings in which one of them differs from the defaults, and the
-    epochs, the rate, the batch and the losses."""
+    """Recipes side by side, by their names: the main settings, and those in which one differs from the defaults."""
     columns, default = {name: asdict(each) for name, each in recipes.items()}, asdict(Settings())
     always = ("epochs", "batch_size", "learning_rate", "optimizer", "box_loss")
     names = [each for each in default if each in always or any(one[each] != default[each] for one in columns.values())]
@@ -161,8 +156,7 @@ def mean_scores(rows: Sequence[Row]) -> Row:
 
 
 def change(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float]:
-    """How far the validation mean of some rows is above that of others, and the standard error of that over seeds,
-    NaN for a single seed."""
+    """How far the validation mean of some rows is above others', and its standard error, NaN for a single seed."""
     means = [[row["val"]["mean"] for row in each] for each in (rows, base)]
     errors = [statistics.variance(each) / len(each) if len(each) > 1 else float("nan") for each in means]
     return statistics.mean(means[0]) - statistics.mean(means[1]), sum(errors) ** 0.5
@@ -231,12 +225,11 @@ def reproduction_rows(task: str, study: str) -> list[Row]:
     shuffled, rows = (published_results(task) or {}).get("networks", {}), []
     for row in read_rows(task, study):
         published, curve = published_curves(row["network"])["val_mean"], row["curves"]["val_reference_mean"]
-        means = {"published": max(published), "here": max(curve)}
-        for said, values in (("published, last ten", published), ("here, last ten", curve)):
-            means[said] = statistics.mean(values[-LAST:])
+        line: Row = {"network": row["network"], "published": max(published), "here": max(curve)}
+        line["published, last ten"] = statistics.mean(published[-LAST:])
+        line["here, last ten"] = statistics.mean(curve[-LAST:])
         here = shuffled.get(row["network"])
-        means |= {"our metric": row["val"]["mean"], "shuffled": here["val"]["mean"] if here else None}
-        rows.append({"network": row["network"], **means})
+        rows.append({**line, "our metric": row["val"]["mean"], "shuffled": here["val"]["mean"] if here else None})
     return rows
 
 
@@ -275,8 +268,7 @@ STUDY_ROWS: dict[str, Callable[[str, str], list[Row]]] = {
 
 
 def search_table(search: Row | None) -> str:
-    """The recipe set by hand and the best that a search found: validation mean and parameters, a column each. `search`
-    as search.json holds it, its first trial the one by hand."""
+    """The recipe by hand, a search's first trial, and its best ones: validation mean and parameters, a column each."""
     if search is None:
         return "*Not part of the published run: `python scripts/search.py` makes it.*"
     by_hand, best = search["trials"][0], best_trials(search)
