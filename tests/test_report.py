@@ -8,7 +8,6 @@ import shutil
 import pytest
 from PIL import Image
 
-import models
 from data import files
 from scripts import report
 
@@ -58,14 +57,6 @@ def test_it_follows_from_results_figures_and_date_alone(folder, tmp_path):
     prints = [stored_fingerprint(pdf) for pdf in (first, later, other_figure, other_number)]
     assert prints[0] == prints[1]  # a day later it is not outdated
     assert len(set(prints)) == len({first, other_figure, other_number}) == 3
-
-
-def test_networks_are_described_layer_by_layer():
-    for network, summary in (
-        (models.SimpleNet2, "c10 c20 P c35 (3×5) P c40+BN P c20 (5×4) P c6"),
-        (models.CompactNet, "fold 2×2 c32 c32 c80/2 c80 c80"),
-    ):
-        assert report.layers_of(network()).startswith(summary)
 
 
 def test_the_stored_report_is_built_from_what_lies_there():

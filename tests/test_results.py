@@ -102,18 +102,18 @@ def test_studies_train_what_they_say(task):
 
 
 def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, monkeypatch):
-    val, asked, decode = sets["det"].val, [], utils.decode
-    recipe = replace(training.OWN, epochs=4, batch_size=8, width=16)
-    run = fit(sets, tmp_path, "det", recipe, models.CompactNet2)
-    monkeypatch.setattr(utils, "decode", lambda *given: (asked.append(given), decode(*given))[1])
-    examined, network = study.examine(run, sets["det"]), run.load()
-    (first, *_), (second, _, nms_iou), (unranked, *_) = asked
-    outputs = utils.infer(network, val.images)
-    assert [each.equal(outputs) for each in (first, second, unranked)] == [True, True, False]
-    for name, given, overlap in (("map", outputs, None), ("map_nms", outputs, 0.5), ("map_unranked", unranked, None)):
-        assert examined[name] == utils.mean_average_precision(given, val.labels, nms_iou=overlap).scores
+    def measure(outputs, labels, nms_iou=None):
+        asked.append((outputs, nms_iou))
+        return SimpleNamespace(scores=len(asked))
+
+    val, asked = sets["det"].val, []
+    run = fit(sets, tmp_path, "det", replace(training.OWN, epochs=4, batch_size=8, width=16), models.CompactNet2)
+    monkeypatch.setattr(utils, "mean_average_precision", measure)
+    examined, outputs = study.examine(run, sets["det"]), utils.infer(run.load(), val.images)
+    asked = [(given.equal(outputs), nms_iou) for given, nms_iou in asked]
+    assert asked == [(True, None), (True, 0.5), (False, None)]  # the last without expected IoU
     missed = (val.labels[..., 0].flatten() > 0) & ~utils.match(outputs, val.labels).detected
-    assert (nms_iou, examined["missed"]) == (0.5, missed.sum())
+    assert examined.items() >= {"missed": missed.sum(), "map": 1, "map_nms": 2, "map_unranked": 3}.items()
 
 
 def test_the_command_writes_each_row_once(sets, tmp_path, monkeypatch):

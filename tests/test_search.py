@@ -12,7 +12,6 @@ from unittest.mock import DEFAULT, Mock
 import optuna
 import pytest
 from helpers import SHORT, Tiny
-from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 import data
@@ -83,15 +82,10 @@ def test_a_trial_whose_worker_stops_or_was_paused_goes_on(study, sets, monkeypat
     assert asked.count(BY_HAND) == left
 
 
-def test_a_run_that_another_process_trains_is_left_to_it_and_a_failing_database_named(study, sets, monkeypatch):
+def test_a_run_that_another_process_trains_is_left_to_it(study, sets, monkeypatch):
     fit = Mock(wraps=search.fit, side_effect=[training.RunInUse("busy"), DEFAULT, DEFAULT])
     monkeypatch.setattr(search, "fit", fit)
     assert run(study, sets, 1) == ["FAIL", "COMPLETE", "COMPLETE"]
-    error = StorageInternalError()
-    error.__cause__ = OSError("full\nin two lines")
-    monkeypatch.setattr(study, "enqueue_trial", Mock(side_effect=error))
-    with pytest.raises(data.DataError, match=r"^STUDY_DATABASE: full$"):
-        run(study, sets, 4)
 
 
 def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch):

@@ -71,14 +71,11 @@ def finished(study: optuna.Study, by_hand: dict[str, Any]) -> list[FrozenTrial]:
 
 
 def run(study: optuna.Study, by_hand: dict[str, Any], train: Callable[[optuna.Trial], float], trials: int) -> None:
-    """Train until so many trials are finished, the recipe by hand among them. Raises DataError."""
-    try:
-        while len(done := finished(study, by_hand)) < trials or done[0].params != by_hand:
-            study.enqueue_trial(by_hand, skip_if_exists=len(done) < trials)  # else its worker may be lost
-            print(f"{study.study_name}: {len(done)} of {trials} trials done, one begins", flush=True)
-            study.optimize(train, n_trials=1, catch=RunInUse)
-    except optuna.exceptions.StorageInternalError as error:
-        raise DataError(f"STUDY_DATABASE: {error.__cause__}".partition("\n")[0]) from error
+    """Train until so many trials are finished, the recipe by hand among them."""
+    while len(done := finished(study, by_hand)) < trials or done[0].params != by_hand:
+        study.enqueue_trial(by_hand, skip_if_exists=len(done) < trials)  # else its worker may be lost
+        print(f"{study.study_name}: {len(done)} of {trials} trials done, one begins", flush=True)
+        study.optimize(train, n_trials=1, catch=RunInUse)
 
 
 def train(
