@@ -146,10 +146,8 @@ class Lab:
         *theirs, ours = [run for run in runs if run.weights]
         best = sorted(theirs, key=lambda run: run.val["mean"])[-1:]
         networks = {run.name: partial(self.infer, run.load(self.device)) for run in (ours, *best)}
-        networks |= {
-            "bright patches": self.bright_patches.outputs,
-            "visible ink": lambda split: labels_as_outputs(split.visible),
-        }
+        networks["bright patches"] = self.bright_patches.outputs
+        networks["visible ink"] = lambda split: labels_as_outputs(split.visible)
         sizes, rows = (1, 1, min(NOISE_IMAGES, len(self.splits.test))), []
         for noise in NOISE:
             split = data.load(self.task, self.splits.source, sizes, noise=noise, log=str).test
