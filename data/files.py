@@ -12,7 +12,8 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -80,7 +81,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed processes left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another process was quicker, or the folder is read-only
-            if time.time() - path.stat().st_mtime > LEFT_OVER:
+            if abs(time.time() - path.stat().st_mtime) > LEFT_OVER:  # a clock may have been wrong
                 path.unlink()
 
 
@@ -120,11 +121,15 @@ def naming(path: Path, fault: str) -> Iterator[None]:
         raise DataError(f"{path}: {fault}: {reason or type(error).__name__}") from error
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Reads plain values only."""
+class Unpickler(pickle._Unpickler):  # in Python: the one in C makes room for as many values as a file says it holds
+    """Reads plain values and the `allowed` classes and functions, by their full names."""
+
+    allowed: ClassVar[dict[str, Any]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        if f"{module}.{name}" not in self.allowed:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return self.allowed[f"{module}.{name}"]
 
 
 def save_tensors(path: Path, value: Any, keep: Path | None = None) -> None:
@@ -142,9 +147,16 @@ def load_tensors(path: Path, allowed: dict[str, Any] | None = None) -> Any:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 if archive.testzip():  # torch compares no checksums
                     raise ValueError("a part is not what was written")
-        named = [(part, name) for name, part in (allowed or {}).items()]
-        with torch.serialization.safe_globals(named), warnings.catch_warnings(action="ignore"):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            named = [(part, name) for name, part in (allowed or {}).items()]
+            with torch.serialization.safe_globals(named), warnings.catch_warnings(action="ignore"):
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if not allowed or "Unsupported operand" not in str(error):
+                raise
+        # A later pickle protocol than weights_only knows: the same with an unpickler that is as strict.
+        strict = SimpleNamespace(__name__="strict", Unpickler=type("Strict", (Unpickler,), {"allowed": allowed}))
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=strict)
 
 
 def save_pickle(path: Path, value: dict[str, Any]) -> None:
@@ -155,7 +167,7 @@ def save_pickle(path: Path, value: dict[str, Any]) -> None:
 def load_pickle(path: Path) -> dict[str, Any]:
     """Load what `save_pickle` wrote. Raises DataError where it is missing, cut off, or asks for what could run code."""
     with naming(path, "damaged, or not a pickle of named values"), open(path, "rb") as file:
-        return {**PlainUnpickler(file).load()}
+        return {**Unpickler(file).load()}
 
 
 def save_json(path: Path, value: dict[str, Any], **options: Any) -> None:

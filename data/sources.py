@@ -1,6 +1,8 @@
 """Where digits come from: the course's files, MNIST, or scikit-learn's digits."""
 
+import math
 import socket
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +24,9 @@ COURSE_FILES = {"loc": ["localization_{}.pt"], "det": ["detection_{}.pt", "list_
 MOST_OUTSIDE = 0.001  # share of pixels outside [0, 1] that is a slip; more is another scale
 
 # The classes and functions that a course file may ask for; NumPy's had other names before its version 2.
-_parts = [TensorDataset, Subset, ConcatDataset, range, np.ndarray, np.dtype]
-_parts += [np.float64(0).__reduce__()[0], np.empty(0).__reduce__()[0]]
+_parts = [TensorDataset, Subset, ConcatDataset, range, OrderedDict, np.ndarray, np.dtype]
+_parts += [torch._utils._rebuild_tensor_v2, torch._utils._rebuild_parameter, np.float64(0).__reduce__()[0]]
+_parts += [np.empty(0).__reduce_ex__(protocol)[0] for protocol in (2, 5)]
 _parts += [type(np.dtype(kind)) for kind in ("?", "u1", "i4", "i8", "f2", "f4", "f8")]
 ALLOWED = {f"{part.__module__}.{part.__qualname__}": part for part in _parts}
 ALLOWED |= {name.replace("numpy._core", "numpy.core"): part for name, part in ALLOWED.items()}
@@ -41,8 +44,11 @@ def load_course(folder: Path, task: str, split: str, log: Log) -> tuple[Tensor, 
     """One of the course's splits: images, labels, and for "det" the lists of boxes, (k, 6) per image. `log` is told of
     clipped pixels. Raises DataError that names the file where it is not what `data/README.md` describes."""
     path, *of_lists = (Path(folder) / name.format(split) for name in COURSE_FILES[task])
-    stored = load_tensors(path, ALLOWED)
+    stored, size = load_tensors(path, ALLOWED), path.stat().st_size
     with naming(path, "no set of images and labels"):
+        # Each number takes a byte of a file at least, but a small file can repeat one image endlessly.
+        if (numbers := len(stored) * sum(math.prod(part.shape) for part in stored[0])) > size:
+            raise ValueError(f"refused, found {numbers:,} numbers in {size:,} bytes")
         pairs = [stored[index] for index in range(len(stored))]
         images, labels = (tensor.detach() for tensor in default_collate(pairs))
         images = images[:, None] if images.ndim == 3 else images
@@ -55,7 +61,9 @@ def load_course(folder: Path, task: str, split: str, log: Log) -> tuple[Tensor, 
     lists = None
     for path in of_lists:
         stored = load_tensors(path, ALLOWED)
-        with naming(path, f"expected {len(images):,} lists of boxes of six numbers"):
+        with naming(path, f"expected {len(images):,} lists of at most six boxes of six numbers"):
+            if len(stored) != len(images) or any(len(boxes) > 6 or any(len(b) != 6 for b in boxes) for boxes in stored):
+                raise ValueError("found others")
             rows = [[[float(number) for number in box] for box in boxes] for boxes in stored]
             lists = [torch.tensor(boxes).view(len(boxes), 6) for boxes in rows]
             if not same_digits(lists_to_grid(lists), labels):

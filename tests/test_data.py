@@ -243,18 +243,26 @@ FORMS = {
 
 
 @both_tasks
-@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 5}], ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_course_files_may_be_of_several_forms(task, archive, form, course, content):
+def test_course_files_may_be_of_several_forms(task, how, form, course, content):
     """Only that pixels are clipped is said."""
     images, targets, told = content[task][1].images, content[task][1].labels, []
-    stored = FORMS[form](images, targets)
-    torch.save(stored, course / COURSE[task][1], _use_new_zipfile_serialization=archive)
+    torch.save(FORMS[form](images, targets), course / COURSE[task][1], **how)
     split = load(task, course, "course", (), told.append).val
     said = f"{COURSE[task][1]}: clipped pixels outside [0, 1] in 1 image(s)"
     assert told[1:] == [said] * (form == "1.4")
     assert torch.equal(split.images, images.put(images.argmax(), torch.tensor(1.0)) if form == "1.4" else images)
     assert torch.equal(split.labels.nan_to_num(-1), torch.where(targets > -1, targets, -1))
+
+
+def test_what_a_course_file_may_ask_for_is_known_and_cannot_run_code():
+    parts = {"torch.utils.data.dataset": "TensorDataset Subset ConcatDataset", "collections": "OrderedDict"}
+    parts |= {"builtins": "range", "torch._utils": "_rebuild_tensor_v2 _rebuild_parameter", "numpy": "ndarray dtype"}
+    for core in ("numpy.core", "numpy._core"):
+        parts |= {f"{core}.multiarray": "_reconstruct scalar", f"{core}.numeric": "_frombuffer"}
+    parts["numpy.dtypes"] = "BoolDType UInt8DType Int32DType Int64DType Float16DType Float32DType Float64DType"
+    assert {*sources.ALLOWED} == {f"{module}.{name}" for module, names in parts.items() for name in names.split()}
 
 
 @pytest.mark.parametrize("form", [tuple, torch.Tensor.clone, torch.Tensor.tolist, lambda boxes: [*boxes.numpy()]])
@@ -266,7 +274,7 @@ def test_lists_of_boxes_may_be_of_anything(form, course, content):
 
 
 X, Y = torch.zeros(10, 1, 48, 60), torch.tensor(labels.NO_DIGIT).repeat(10, 1)
-BOX = torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
+ONE, BOX = TensorDataset(X[:1], Y[:1]), torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
 FILES = LOC, DET, LISTS = "localization_val.pt", "detection_val.pt", "list_y_true_val.pt"
 SOMETHING_ELSE = [
     *((name, b"<html>", "damaged, or not what torch.save writes: ") for name in FILES),
@@ -279,7 +287,9 @@ SOMETHING_ELSE = [
     (LOC, TensorDataset(torch.cat((X[:5] + 1.01, X[5:])), Y), r"image 0: expected pixels in \[0, 1\], found 1.01"),
     (DET, TensorDataset(X, Y), r"expected shape \(10, 2, 3, 6\), found \(10, 6\)"),
     (LOC, TensorDataset(X[:0], Y[:0]), "no set of images and labels: "),
-    (LISTS, [[BOX]] * 9, "expected 10 lists of boxes of six numbers: "),
+    (LOC, Subset(ONE, [0] * 100_000), "no set of .*: refused, found 288,600,000 numbers in"),
+    (LISTS, [[BOX]] * 9, "expected 10 lists of at most six boxes of six numbers: found others"),
+    (LISTS, [[BOX] * 7] * 10, "expected 10 lists of .*: found others"),
     (LISTS, torch.zeros(10, 6), "expected 10 lists of .*: "),
     (LISTS, [[BOX]] * 9 + [[BOX[:5]]], "expected 10 lists of .*: "),
     (LISTS, [[BOX, BOX]] + [[BOX]] * 9, "image 0: two digits"),

@@ -111,8 +111,8 @@ def test_json_that_is_damaged_or_holds_no_names_is_refused_in_a_line(content, tm
 def test_a_file_that_asks_for_what_could_run_code_is_refused(function, tmp_path):
     path, name = tmp_path / "file", rf"({function.__module__}\.)?{function.__name__}"  # torch leaves `builtins` out
     refused = pytest.raises(DataError, match=f"file: refused, it asks for {name}, which could run code")
-    for archive in (True, False):
-        torch.save({"a": [(1, function)]}, path, _use_new_zipfile_serialization=archive)
+    for how in ({}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}):
+        torch.save({"a": [(1, function)]}, path, **how)
         with refused:
             files.load_tensors(path, {"builtins.range": range})
     files.save_pickle(path, {"a": function})

@@ -11,6 +11,7 @@ from unittest.mock import DEFAULT, Mock
 
 import optuna
 import pytest
+import sqlalchemy
 from helpers import SHORT, Tiny
 from optuna.trial import TrialState
 
@@ -94,6 +95,17 @@ def test_workers_that_start_together_share_a_new_database(tmp_path, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         studies = pool.map(lambda _: (together.wait(), search.open_study("a"))[1], range(2))
         assert [study.trials for study in studies] == [[], []]
+
+
+def test_a_worker_waits_for_a_database_that_is_away(study, monkeypatch, capsys):
+    assert sqlalchemy.event.contains(study._storage._backend.engine, "do_connect", search.wait_for_database)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    dialect = Mock(**{"dbapi.Error": OSError, "connect.side_effect": [OSError, OSError, "connection"]})
+    assert search.wait_for_database(dialect, None, [], {}) == "connection"
+    assert capsys.readouterr().out == "STUDY_DATABASE: no connection, waiting for up to 300 seconds\n"
+    dialect.connect.side_effect = OSError
+    with pytest.raises(SystemExit, match="STUDY_DATABASE: no connection for 300 seconds"):
+        search.wait_for_database(dialect, None, [], {})
 
 
 @pytest.mark.parametrize("address", [

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
@@ -21,7 +22,7 @@ from training.loop import Hooks, NonFiniteLoss, TrainState
 from training.runs import Run, RunInUse, fit, run_folder, run_spec
 from training.settings import OWN, REFERENCE, Settings, runs_folder
 
-BEAT = 30  # seconds between a worker's heartbeats, of which it may miss three
+BEAT, AWAY = 30, 300  # seconds: between a worker's heartbeats, of which it may miss three; to wait for a database
 Int, Float, Log = IntDistribution, FloatDistribution, partial(FloatDistribution, log=True)
 RANGES = {
     "depth": Int(2, 4), "width": Int(48, 96, step=16), "learning_rate": Log(2e-3, 1.2e-2),
@@ -50,6 +51,7 @@ def open_study(name: str, tries: int = 5) -> optuna.Study:
             heartbeat_interval=BEAT, grace_period=3 * BEAT,
             heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
         )  # fmt: skip
+        sqlalchemy.event.listen(storage.engine, "do_connect", wait_for_database)
         return optuna.create_study(
             study_name=name, storage=storage, direction="maximize", load_if_exists=True,
             sampler=optuna.samplers.TPESampler(n_startup_trials=8, multivariate=True, constant_liar=True),
@@ -62,6 +64,18 @@ def open_study(name: str, tries: int = 5) -> optuna.Study:
         expected = "postgresql+psycopg://user:password@host/name, in a password %40 %3A %2F for @ : /"
         found = type(error).__name__  # whose text could hold the password
         raise DataError(f"STUDY_DATABASE: expected an address such as {expected}, found {found}") from None
+
+
+def wait_for_database(dialect: sqlalchemy.Dialect, record: Any, arguments: list, options: dict) -> Any:
+    """Connect for SQLAlchemy, as often as it takes. Raises SystemExit, which Optuna lets pass, after AWAY seconds."""
+    for second in range(AWAY):
+        try:
+            return dialect.connect(*arguments, **options)
+        except dialect.dbapi.Error:
+            if second == 0:
+                print(f"STUDY_DATABASE: no connection, waiting for up to {AWAY} seconds", flush=True)
+            time.sleep(1)
+    raise SystemExit(f"STUDY_DATABASE: no connection for {AWAY} seconds")
 
 
 def finished(study: optuna.Study, by_hand: dict[str, Any]) -> list[FrozenTrial]:
