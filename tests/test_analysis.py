@@ -114,9 +114,6 @@ def test_scores_are_set_beside_what_is_right_and_have_the_interval_of_images_dra
         assert intervals[name] == pytest.approx([(total + each) / share for each in intervals["accuracy"]], abs=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------- baselines
-
-
 @pytest.mark.parametrize("grow", [0, 1])
 def test_bright_patches_by_hand(grow):
     """The largest is the digit; in detection a ring is a 0, a bar a 1, and a speck nothing."""

@@ -77,10 +77,8 @@ def on_colab(tmp_path_factory):
     (place / "google" / "colab").mkdir(parents=True)
     (place / "google" / "colab" / "__init__.py").write_text(STAND_IN, encoding="utf-8")
     (place / "sitecustomize.py").write_text("import google.colab", encoding="utf-8")  # as Colab's kernel has done
-    (place / "curl").write_text(
-        '#!/bin/sh\n[ "$2" = http://colab:9000/api/sessions ] && echo "$SESSION"\n', encoding="utf-8"
-    )
-    (place / "curl").chmod(0o755)
+    (place / "curl").touch(0o755)
+    (place / "curl").write_text('#!/bin/sh\n[ "$2" = http://colab:9000/api/sessions ] && echo "$SESSION"\n')
     write_project(place / "some" / "opened" / "a" / "old", "an older one")
     publish(write_project(place / "some" / "opened" / "a", "session").parent)
     publish(write_project(place / "some" / "copied", "provenance"))
@@ -113,7 +111,7 @@ def test_modules_are_taken_from_the_first_place_that_has_them(first, tmp_path, o
     (write_project(machine, "not ours") / "training" / "colab.py").unlink()
     told["UPLOAD"] = str(write_zip(tmp_path / "c.zip", TEXT.format("upload")))
     if "zip" in there:
-        write_zip(machine / "b.zip", TEXT.format("zip"), "name-main/")
+        write_zip(machine / "b.zip", TEXT.format("zip"), "../../name-main/")  # what climbs out stays inside
         (machine / "a.zip").write_bytes(b"PK")
     if "provenance" in there:
         told["COPIED"] = "copied"

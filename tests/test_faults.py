@@ -69,11 +69,11 @@ def test_killed_and_terminated_at_any_moment(processes, sets, long, tmp_path):
         assert process.exitcode == -by
     assert {path.name for path in tmp_path.rglob("*.pt")} == {"previous.pt"}
     young, *old = tmp_path.rglob(".*.tmp")
-    for path in old:
-        os.utime(path, (time.time() - 7200,) * 2)
+    for path, hours in zip(old, itertools.cycle((2, -2))):  # of the future, too: clocks may be wrong
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
     same_run(fit_long(sets, tmp_path), long)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}  # of younger ones it is not known
-    assert (left, bool(old)) == ({"checkpoint.pt", "checkpoint.pt.lock", young.name}, True)
+    assert (left, len(old) > 1) == ({"checkpoint.pt", "checkpoint.pt.lock", young.name}, True)
 
 
 def test_a_second_process_stops_or_waits_for_one_that_is_being_killed(processes, sets, long, tmp_path, monkeypatch):
@@ -164,10 +164,10 @@ class Attack:
 
 @pytest.mark.parametrize(("name", "change", "message"), [
     ("checkpoint.pt", {"history": Attack()}, "Tiny: goes back to what was saved before"),
-    *(("weights.pt", {part: value}, "expected what save_weights writes for Tiny, found") for part, value in (
-        ("settings", {"zoom": 1}), ("weights", {}), ("network", ["Tiny"]))),
     ("weights.pt", {"weights": Attack()}, "refused"), ("histories/localization.pkl", {"Tiny": Attack()}, "refused"),
-    *(("histories/localization.pkl", {"Tiny": value}, "holds no history of Tiny") for value in (3, {"settings": {}})),
+    ("weights.pt", {"settings": {"zoom": 1}}, "expected what save_weights writes for Tiny, found"),
+    ("weights.pt", {"weights": {}}, "expected what save_weights writes for Tiny, found"),
+    ("histories/localization.pkl", {"Tiny": {"settings": {}}}, "holds no history of Tiny"),
 ])  # fmt: skip
 def test_a_file_of_another_shape_is_named_in_one_line_and_runs_no_code(
     rich, part, finish, monkeypatch, capsys, name, change, message

@@ -53,19 +53,12 @@ def test_beliefs_about_edges_stand_along_the_sides_of_the_image():
     assert [y for _, y in line(beside)] == box[0, [1, 3]].tolist()
 
 
-@both_tasks
-def test_every_panel_is_labelled(task):
-    splits, outputs = digits(task), perfect_outputs(digits(task).test.labels)
+def test_curves_of_a_run_show_the_objective_where_it_is_not_the_loss():
     history = {f"{part}_{name}": [0.1, 0.4] for part in ("train", "val") for name in SCORES}
-    run = Run(models.OURS[task], task, SHORT, 9, {**history, "train_objective": [0.5, 0.6]}, [], {}, "trained", None)
-    plots.set_style()
-    figures = [plots.plot_labels(splits), plots.plot_curves([run]), plots.plot_errors(outputs, splits.test)]
-    for axes in (axes for figure in figures for axes in figure.axes):
-        assert axes.get_title()
-        assert axes.get_xlabel()
-    assert line(figures[1].axes[0], -1) == [[1, 0.5], [2, 0.6]]  # the objective, where it is not the loss shown
-    assert line(figures[1].axes[2], 1) == [[1, 0.1], [2, 0.4]]
-    assert [0, 1] in line(figures[2].axes[0])  # every edge is right to the pixel
+    history["train_objective"] = [0.5, 0.6]
+    run = Run(models.CompactNet, "loc", SHORT, 9, history, [], {}, "trained", None)
+    loss, _, iou = plots.plot_curves([run]).axes
+    assert [line(loss, -1), line(iou, 1)] == [[[1, 0.5], [2, 0.6]], [[1, 0.1], [2, 0.4]]]
 
 
 def test_curves_are_the_means_over_seeds_and_stand_beside_the_published_ones():
@@ -89,9 +82,10 @@ def test_diagrams_of_networks_and_grids_say_what_is_so():
     for labels in (torch.tensor([LOC] * 2), det_labels({(0, 0): CELL, (1, 2): CELL})):
         split = Split(torch.zeros(len(labels), 1, 48, 60), labels)
         visible = utils.match(perfect_outputs(labels), labels)
-        axes = plots.plot_errors(perfect_outputs(labels), split, visible).axes[1]
+        edges, sizes, *_ = plots.plot_errors(perfect_outputs(labels), split, visible).axes
+        assert [0, 1] in line(edges)  # every edge is right to the pixel
         # 12 x 24 pixels have the area of a square of 17, which is in the group of 15 to 18.
-        assert [line(axes, number) for number in range(3)] == [[[16.5, pytest.approx(1)]]] * 3
+        assert [line(sizes, number) for number in range(3)] == [[[16.5, pytest.approx(1)]]] * 3
     figure = plots.plot_grid(torch.rand(1, 48, 60), det_labels({(1, 2): CELL})[0])
     texts = {text.get_position(): text.get_text() for text in figure.axes[1].texts}
     assert texts.pop((50, 36)) == "x = 0.50\ny = 0.50\nw = 0.60\nh = 1.00\nc = 1"

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import pickle
-import threading
 import time
 
 import pytest
@@ -57,19 +56,6 @@ def test_a_refused_replacement_is_tried_again_for_two_seconds(tmp_path, monkeypa
         files.save_json(tmp_path / "file", {"new": 1})
     assert 2 <= time.monotonic() - before < 5
     assert contents(tmp_path) == {"file": b"{}\n"}
-
-
-def test_a_lock_is_held_once_waited_for_and_ends_with_its_block(tmp_path):
-    path = tmp_path / "new folder" / "file"
-    with contextlib.ExitStack() as first:
-        first.enter_context(files.lock(path, 0))
-        with pytest.raises(files.InUse, match=r"file: held by another process"), files.lock(path, 0):
-            pytest.fail("two have it")
-        threading.Timer(0.3, first.close).start()
-        with pytest.raises(ZeroDivisionError), files.lock(path, 30):
-            raise ZeroDivisionError
-    with files.lock(path, 0), files.lock(tmp_path / "other", 0):
-        pass
 
 
 @BOTH_KINDS

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import data
 import training
 from scripts import run
 from scripts import test as command
+from training import study
 
 HOME = Path(__file__).resolve().parent.parent
 
@@ -35,16 +37,29 @@ def start(monkeypatch, runs, *arguments, **variables):
     return run.main()
 
 
-@pytest.mark.parametrize(("name", "value", "said"), [
-    ("PROFILE", "tiny", "PROFILE: expected one of full, .*, found 'tiny'"),
-    ("PROFILE", "smoke", "--store: expected PROFILE to be full, long or published, found smoke"),
-    ("RUNS_DIR", "{}/file/runs", "file.runs: runs cannot be kept there, .* RUNS_DIR names another folder"),
+# Nobody can write below a file, root neither.
+RUNS = "RUNS_DIR", "README.md/runs", "README.md.runs: runs cannot be kept there, .* RUNS_DIR names another folder"
+SOURCE = "DATA_SOURCE", "imagenet", "DATA_SOURCE: expected one of course, mnist, digits, found 'imagenet'"
+IMAGES = "DATA_DIR", "mistyped", "DATA_DIR: expected a folder with .*, found none of them in mistyped"
+
+
+@pytest.mark.parametrize(("script", "name", "value", "said"), [
+    ("run --store", "PROFILE", "tiny", "PROFILE: expected one of full, .*, found 'tiny'"),
+    ("run --store", "PROFILE", "smoke", "--store: expected PROFILE to be full, long or published, found smoke"),
+    ("run", *RUNS), ("study seeds", *RUNS), ("search", *RUNS),
+    ("study seeds", *SOURCE), ("search", *SOURCE), ("study seeds", *IMAGES), ("search", *IMAGES),
+    ("run detection", *IMAGES),  # the notebook says it, and run.py in another line where
 ])  # fmt: skip
-def test_a_wrong_setting_is_said_in_one_line_before_anything_runs(name, value, said, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()  # nobody can write below it, root neither
-    monkeypatch.setattr(run, "execute", lambda *paths: pytest.fail("a notebook runs"))
-    with pytest.raises(SystemExit, match=f"^.*{said}$"):
-        training.guard(lambda: start(monkeypatch, tmp_path, "--store", **{name: value.format(tmp_path)}))
+def test_a_wrong_setting_is_said_in_one_line_before_anything_runs(script, name, value, said, tmp_path, monkeypatch):
+    script, *arguments = script.split()
+    for each in ("PROFILE", "STORE", "DATA_SOURCE", "DATA_DIR", "STUDY_DATABASE"):
+        monkeypatch.setenv(each, "")
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(study, "STUDIES", tmp_path / "studies.json")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit, match=rf"^.*{said}(\n.* shows where, and all before)?$"):
+        runpy.run_path(HOME / "scripts" / f"{script}.py", run_name="__main__")
 
 
 def test_an_interrupted_script_says_so_in_one_line():
