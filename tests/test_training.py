@@ -206,10 +206,9 @@ def test_what_a_lab_has_saved_another_reads(sets, tmp_path, monkeypatch, capsys)
     assert saved["networks"]["Tiny"]["fit"] == utils.evaluate(made[0].load(), sets["loc"].train[:24])
     assert (saved["selected"], [*saved["others"]]) == ("CompactNet", ["Tiny"])
     assert "profile `smoke`" in lab.notice().data
-    rows = {(row["noise"], row["network"]): (row["accuracy"], row["iou"]) for row in saved["noise"]}
-    names = {"CompactNet", "Tiny", "bright patches", "visible ink"}
-    assert rows.keys() == {(noise, name) for noise in training.lab.NOISE for name in names}
-    assert rows[1.0, "Tiny"] == tuple(saved["others"]["Tiny"][name] for name in ("accuracy", "iou"))
+    rows = {(row["noise"], row["network"]): row for row in saved["noise"]}
+    assert {name for _, name in rows} == {"CompactNet", "Tiny", "bright patches", "visible ink"}
+    assert rows[1.0, "Tiny"].items() >= {name: saved["others"]["Tiny"][name] for name in ("accuracy", "iou")}.items()
 
     Path("weights/Tiny.pt").unlink()  # as of a network too large
     lab = training.Lab("loc", replace(training.PROFILES["published"], published=("Tiny", "CompactNet", "SimpleNet")))
