@@ -268,11 +268,6 @@ def test_a_course_file_that_holds_something_else_or_is_missing(name, stored, mes
 
 
 # --- sources
-def test_what_is_no_task_is_named(tmp_path):
-    with pytest.raises(DataError, match=r'^task: expected "loc" or "det", found \'LOC\'$'):
-        load("LOC", tmp_path)
-
-
 def test_the_named_source_is_taken_or_the_first_that_is_there(course, monkeypatch):
     def taken(source=None, folder=course):
         return load("det", folder, source, (5, 5, 5)).source
@@ -288,6 +283,8 @@ def test_the_named_source_is_taken_or_the_first_that_is_there(course, monkeypatc
     for name in COURSE["det"]:
         (course / name).unlink()
     assert taken() == "mnist"
+    with pytest.raises(DataError, match=r'^task: expected "loc" or "det", found \'LOC\'$'):
+        load("LOC", course)
 
 
 def test_mnist_is_read_and_a_file_cut_off_is_not_believed(tmp_path):
