@@ -23,11 +23,11 @@ from training import results as published  # noqa: E402
 from training import tables  # noqa: E402
 
 SOURCE, TARGET, FIGURES = HOME / "report" / "report.typ", HOME / "report.pdf", HOME / "figures"
-BOXES = ("train_boxes", "val_boxes", "test_boxes", "failures")
+BOXES = ("train_boxes", "test_boxes", "failures")
 # The figures that the report shows, and the rows of studies.
 SHOWN = {
     "loc": ("edges", "labels", "diagram", "curves", "curves_own", "recipes", "confusion", "errors", "noise", *BOXES),
-    "det": ("grid", "curves", "recipes", "errors", *BOXES),
+    "det": ("grid", "curves", "recipes", *BOXES),
 }
 STUDIES = ("ingredients", "reproduction", "longer")
 

@@ -238,7 +238,7 @@ def plot_study(rows: dict[str, Sequence[dict[str, Any]]], panels: dict[str, str]
             mean = np.mean([row["curves"][name][:length] for row in mine], axis=0)
             axis.plot(range(1, length + 1), mean, marker="", label=label)
         axis.set(title=title, xlabel="epoch", yscale="log" if "loss" in name else "linear")
-    below(figure, axes[0, 0], len(rows))
+    below(figure, axes[0, 0], 2)
     return figure
 
 
