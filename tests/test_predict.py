@@ -495,7 +495,7 @@ def test_the_command_says_where_there_is_no_digit(path, capsys):
 def test_what_cannot_be_done_is_refused_in_one_line(options, reason, weights, path, capsys, monkeypatch):
     monkeypatch.chdir(path.parent)
     content = path.read_bytes()
-    assert predict.main(["seven.png", *options.format(weights, own=predict.WEIGHTS).split()]) == 2
+    assert predict.main(["seven.png", *(part.format(weights, own=predict.WEIGHTS) for part in options.split())]) == 2
     printed = capsys.readouterr()
     assert re.fullmatch(rf"predict\.py: .*{reason}.*\n", printed.err)
     assert not printed.out
