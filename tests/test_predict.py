@@ -325,6 +325,12 @@ def photo(given):
     return stored
 
 
+def tight(name, width):
+    ink = cover((300, 300), (name, 100, 100, 100), width=width)
+    rows, columns = np.nonzero(ink > 0.5)
+    return mixed(ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1], 1.0)
+
+
 SEVEN, HERE, RULED = cover((200, 240), (7, 80, 90, 60)), (90, 60, 138, 140), np.arange(200)[:, None] % 50 // 2 == 12
 OTHERS = {  # kinds of image, each with a seven unless another class is given: its box, and the image
     "black on white": (HERE, mixed(SEVEN, 1.0, 0.0)),
@@ -336,6 +342,8 @@ OTHERS = {  # kinds of image, each with a seven unless another class is given: i
     "thick": (HERE, mixed(cover((200, 240), (7, 80, 90, 60), width=0.25), 1.0)),
     "at the border": ((0, 60, 48, 140), mixed(SEVEN[:, 90:], 1.0)),
     "cut out at its box": ((0, 0, 56, 84), mixed(SEVEN[58:142, 86:142], 0.9)),
+    "thick, cut out at its box": ((0, 0, 70, 100), tight(4, 0.2), 4),
+    "thick, 28x28": ((6, 3, 18, 25), mixed(cover((28, 28), ("flag", 19, 7, 4), width=0.2), 1.0), 1),
     "framed": ((96, 66, 144, 146), np.pad(mixed(SEVEN, 1.0, 0.3), 6)),
     "on a ruled line": (HERE, mixed(SEVEN, 0.9 - 0.4 * RULED)),
     "a shadow with an edge": (HERE, mixed(SEVEN, np.where(np.arange(240) < 110, 0.9, 0.55))),
@@ -392,13 +400,13 @@ def test_a_stray_transparent_pixel_is_taken_for_the_ground_without_a_word():
 def test_digits_are_given_in_reading_order_and_what_is_not_quite_one_is_said():
     """A digit of two strokes is one digit; dirt is none."""
     ink = cover((200, 300), (4, 60, 20, 20), (7, 60, 90, 15), (5, 60, 150, 22), (1, 60, 250, 20), (7, 60, 20, 120))
-    ink[10:13, 280:283] = 1
+    ink = np.maximum(ink, cover((200, 300), (1, 18, 200, 150)))
     told = []
     digits = predict.find_digits(mixed(ink, 1.0), log=told.append)
     assert classes(digits) == [4, 7, 5, 1, 7]
     assert digits[2].box[1] == pytest.approx(22 - 3.6, abs=2)  # with the bar of the five, which is a stroke of its own
     assert "dark on light, " in told[0]
-    assert classes(predict.find_digits(mixed(cover((100, 300), (1, 60, 250, 20)), 1.0), "detection", log=str)) == [1]
+    assert classes(predict.find_digits(mixed(ink, 1.0), "detection", log=str)) == [1]
     assert predict.find_digits(mixed(ink, 1.0), threshold=1, log=told.append) == []
     assert re.search(r"perhaps a \d, [01]\.\d\d", told[-1])
 
