@@ -390,8 +390,24 @@ def _mean(pieces: Sequence[Piece]) -> float:
 
 def _fill(pieces: Sequence[Piece], shape: tuple[int, int]) -> bool:
     """Whether pieces reach nearly from border to border, both ways."""
-    ends = np.array([[(side.start, side.stop) for side in piece.span] for piece in pieces])  # (N, 2, 2)
-    return bool((ends[..., 1].max(0) - ends[..., 0].min(0) > CUT * np.array(shape)).all())
+    starts, stops = _ends(pieces)
+    return bool((stops.max(0) - starts.min(0) > CUT * np.array(shape)).all())
+
+
+def _ends(pieces: Sequence[Piece]) -> np.ndarray:
+    """Where the rows and columns of pieces begin, and where they end: (2, N, 2)."""
+    return np.array([[(side.start, side.stop) for side in piece.span] for piece in pieces]).transpose(2, 0, 1)
+
+
+def _ink_of(light: np.ndarray, window: float) -> tuple[np.ndarray, float, float]:
+    """How far each pixel (h, w) stands out from the ground, which is wider than the window; the strongest of it, and
+    how far ink has to."""
+    size = [2 * int(min(window * max(light.shape), length - 1) / 2) + 1 for length in light.shape]
+    outside = {"size": size, "mode": "constant", "cval": -np.inf}  # dark: a digit may be cut out at its box
+    ink = light - ndimage.maximum_filter(ndimage.minimum_filter(light, **outside), **outside)
+    peak = np.quantile(ink, 0.9995)
+    ink -= np.median(ink[ink <= peak / 2])
+    return ink, peak, max(LEAST_CONTRAST, NOISE * np.median(np.abs(ink[ink <= peak / 2])))
 
 
 def _read_ink(light: np.ndarray, ways: Sequence[tuple[float, float]]) -> tuple[list[Piece], bool]:
@@ -399,15 +415,12 @@ def _read_ink(light: np.ndarray, ways: Sequence[tuple[float, float]]) -> tuple[l
     does."""
     pieces: list[Piece] = []
     best: list[Piece] = []
+    ink_of = cache(partial(_ink_of, light))  # by its window, for all levels
     for window, level in ways:
         if window < WAYS[0][0] and len(best) <= FEW:
             break  # smaller windows are for pages: in them the edges of a hand's shadow are strokes
-        size = [2 * int(min(window * max(light.shape), length - 1) / 2) + 1 for length in light.shape]
-        outside = {"size": size, "mode": "constant", "cval": -np.inf}  # dark: a digit may be cut out at its box
-        ink = light - ndimage.maximum_filter(ndimage.minimum_filter(light, **outside), **outside)
-        peak = np.quantile(ink, 0.9995)
-        ink -= np.median(ink[ink <= peak / 2])
-        if level * peak > max(LEAST_CONTRAST, NOISE * np.median(np.abs(ink[ink <= peak / 2]))):
+        ink, peak, least = ink_of(window)
+        if level * peak > least:
             mask = ink > level * peak
             pieces += _read_pieces(ink, mask)
             best = _choose(pieces, light.shape)
@@ -438,12 +451,10 @@ def _read_pieces(ink: np.ndarray, mask: np.ndarray) -> list[Piece]:
             if (side.start == 0 or side.stop == size) and side.stop - side.start < CUT * size:
                 scores[1] = 0  # a finger's shadow, or the edge of a sheet
     pieces = [Piece(*each, scores) for each, scores in zip(largest, answers, strict=True)]
-    digits = [piece.span for piece in pieces if piece.score > SURE]
-    return [piece for piece in pieces if sum(_holds(piece.span, span) for span in digits if span != piece.span) < 2]
-
-
-def _holds(one: Span, two: Span) -> bool:
-    return all(outer.start <= inner.start and inner.stop <= outer.stop for outer, inner in zip(one, two, strict=True))
+    starts, stops = _ends(pieces)
+    holds = (starts[:, None] <= starts).all(2) & (stops[:, None] >= stops).all(2)  # (N, N): a piece, another in its box
+    digits = (holds & ~np.eye(len(pieces), dtype=bool))[:, [piece.score > SURE for piece in pieces]].sum(1)
+    return [piece for piece, count in zip(pieces, digits, strict=True) if count < 2]
 
 
 def _is_stroke(ink: np.ndarray, span: Span, part: np.ndarray) -> bool:
@@ -502,7 +513,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     forgive_output()
     say, status = partial(print, file=sys.stderr), 0
     try:
-        paths = [path for path in options.images if not _is_drawing(path)]
+        skipped = [path for path in options.images if _is_drawing(path)]
+        paths = [path for path in options.images if path not in skipped]
         drawings = [options.output or path.with_name(f"{path.stem}_found.png") for path in paths]
         taken = [path.resolve() for path in (*paths, *drawings)]
         if twice := [path for path in drawings if taken.count(path.resolve()) > 1]:
@@ -515,7 +527,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         say(f"predict.py: {error}")
         return 2
-    for path in filter(_is_drawing, options.images):
+    for path in skipped:
         say(f"{_name(path)}: skipped, drawn by an earlier call")
     for path, drawing in zip(paths, drawings, strict=True):
         name = _name(path)
