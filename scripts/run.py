@@ -1,5 +1,5 @@
-"""Runs the notebooks from top to bottom with a live progress line, and prints the results. Executed copies go under
-the runs folder; with --store the notebooks, figures, histories, weights and READMEs are published."""
+"""Runs the notebooks from top to bottom with a live progress line, and prints the results. Executed copies and HTML go
+under the runs folder; with --store the notebooks, figures, histories, weights and READMEs are published."""
 
 import argparse
 import base64
@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbconvert import HTMLExporter
 from traitlets.config import Config
 
 HOME = Path(__file__).resolve().parent.parent
@@ -21,6 +22,7 @@ import training  # noqa: E402  (the project's modules are found only once its fo
 from data import files  # noqa: E402
 
 ENCRYPTED = Config({"KernelManager": {"transport_encryption": "auto"}})  # else the kernel prints a warning
+HTML = Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"hide-input"}}})  # which folds nothing
 
 
 class LiveClient(NotebookClient):
@@ -40,7 +42,7 @@ class LiveClient(NotebookClient):
 
 
 def execute(path: Path, copy: Path) -> None:
-    """Run one notebook. Writes the executed copy even if a cell fails."""
+    """Run one notebook. Writes the executed copy, and its HTML beside it, even if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":  # an unfinished copy must not show stored outputs as its own
@@ -59,6 +61,9 @@ def execute(path: Path, copy: Path) -> None:
     finally:
         client.show("")
         write(copy, nbformat.writes(notebook) + "\n")
+        html, _ = HTMLExporter(config=HTML).from_notebook_node(notebook)
+        style = "<style>pre, pre * {font-family: monospace}</style>"  # for source in outputs
+        write(copy.with_suffix(".html"), html.replace("</head>", f"{style}</head>"))
 
 
 def write(path: Path, text: str) -> None:
@@ -106,7 +111,7 @@ def main() -> str | None:
             execute(HOME / copy.name, copy)
     except CellExecutionError as error:
         return f"{copy.name} failed, {error.ename}: {error.evalue}\n{copy} shows where, and all before"
-    except (KeyboardInterrupt, DeadKernelError):
+    except (KeyboardInterrupt, DeadKernelError, AssertionError):  # the last is nbclient's, interrupted while it ends
         said = f"{copy.name} was stopped, or its kernel died. The same command goes on from there"
         return f"{said}: finished and half-trained runs are kept in {training.runs_folder()}"
     figures = profile.outcome_folder("figures")
@@ -115,7 +120,7 @@ def main() -> str | None:
         publish(copies, results)
     for task in copies:
         print(f"\n{task}\n{training.results_table(task, results[task])}")
-    print("\nExecuted notebooks and figures:", *copies.values(), figures, sep="\n  ")
+    print("\nExecuted notebooks, also as HTML, and figures:", *copies.values(), figures, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -146,5 +146,6 @@ def test_one_notebook_runs_alone_and_its_end_is_said(source, lines, said, tmp_pa
     assert capfd.readouterr().err == ""  # no warning of the kernel's either
     copy = nbformat.read(tmp_path / "runs" / "smoke" / "detection.ipynb", as_version=4)
     assert copy.cells[2].execution_count is None  # what did not run does not look as if it had
+    assert (tmp_path / "runs" / "smoke" / "detection.html").is_file()
     with pytest.raises(ProcessLookupError):
         os.kill(int(copy.cells[0].outputs[0].text), 0)
