@@ -163,13 +163,14 @@ def test_rows_are_those_of_the_plan(tmp_path, monkeypatch):
 
 def test_tables_of_studies_give_means_and_changes(monkeypatch):
     monkeypatch.setattr(tables, "published_curves", lambda name: {"val_mean": [0.125, 0.375]})
-    monkeypatch.setattr(tables, "published_results", lambda task: {"networks": {"Net": {"val": {"mean": 0.8}}}})
+    own = {"networks": {"Net": {"val": {**SCORES, "mean": 0.8}, "best_epoch": 3}}}
+    monkeypatch.setattr(tables, "published_results", lambda task: own)
     whole, without = [row("all", mean=0.875), row("all", mean=0.9375, seed=2)], row("no_shift")
     made = {
         "seeds": whole, "ingredients": [*whole, without, row("no_shift", mean=0.5625)], "full_length": [row("sgd")],
         "recipes": [row("Net_reference"), row("Net_ours", mean=0.75), row("a", "Half")],
         "reproduction": [row("Net", mean=0.7)], "longer": [row("Net", mean=0.75, settings=training.REFERENCE)],
-        "failure": [row("six_shuffled")], "box_weight": [],
+        "failure": [row("six_shuffled")], "box_weight": [], "recipe": [row("sgd", mean=0.75), row("all", "Other")],
     }  # fmt: skip
     monkeypatch.setattr(tables, "read_rows", lambda task, name: made[name])
     for name, last in (
@@ -181,6 +182,11 @@ def test_tables_of_studies_give_means_and_changes(monkeypatch):
         ("failure", "six channels, shuffled | 2 | 0.9000 | 0.8000 | 0.5000 | 0.7500"),
     ):
         assert lines_of(tables.study_table("det", name))[-1] == last
+    assert lines_of(tables.study_table("det", "recipe"))[-3:] == [
+        "Net, the reference's recipe | 3 | 0.9000 | 0.8000 | 0.8000",  # of the published run
+        "SGD, as the reference's, for AdamW | 2 | 0.9000 | 0.8000 | 0.7500",
+        "the whole recipe | 2 | 0.9000 | 0.8000 | 0.5000",
+    ]
     made["ingredients"] += [row("no_center_gate")]
     values = [line.split(" | ")[1] for line in lines_of(tables.study_table("det", "ranking"))[2:]]
     assert values == ["0.7500", "0.6250", "0.5000"] * 2  # as they are, after suppression, ranked by confidence alone

@@ -37,9 +37,9 @@ def published_results(task: str) -> dict[str, Any] | None:
     return load_json(Path("figures") / "results.json").get(task)
 
 
-def published_search(task: str) -> dict[str, Any] | None:
-    """What figures/search.json holds of a task's search for hyperparameters, see `training/search.py`."""
-    return load_json(Path("figures") / "search.json").get(task)
+def published_search(task: str, name: str = "search") -> dict[str, Any] | None:
+    """What figures/ holds of a task's search for hyperparameters; its names are those of `training/search.py`."""
+    return load_json(Path("figures") / f"{name}.json").get(task)
 
 
 def best_trials(search: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from data import DataError, Splits
 from training.loop import Hooks, NonFiniteLoss, TrainState
 from training.runs import Run, RunInUse, fit, run_folder, run_spec
 from training.settings import OWN, REFERENCE, Settings, runs_folder
+from training.study import SEARCHED
 
 BEAT, AWAY = 30, 300  # seconds: between a worker's heartbeats, of which it may miss three; to wait for a database
 Int, Float, Log = IntDistribution, FloatDistribution, partial(FloatDistribution, log=True)
@@ -36,7 +37,7 @@ REFERENCE_RANGES = {
 }  # fmt: skip
 SEARCHES = {  # the networks by task, their recipe, and what of it is varied
     "search": (models.OURS, OWN, RANGES),
-    "reference_search": ({"loc": models.FloNet, "det": models.SkreNet2}, REFERENCE, REFERENCE_RANGES),
+    "reference_search": (SEARCHED, REFERENCE, REFERENCE_RANGES),
 }
 
 

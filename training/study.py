@@ -24,6 +24,8 @@ LONGER = 100  # epochs of SkreNet and FloNet, to see which one is ahead, as the 
 SLOW = (models.SkreNet, models.FloNet2)  # from one seed only
 DECISIVE = ("sgd", "constant_rate", "no_edge_loss")
 AHEAD = (("det", "search_1"),)  # what came out ahead at full length, which further seeds are to confirm
+RECIPES = {"ours": "our recipe", "reference": "the reference's recipe", "searched": "the search's best"}
+SEARCHED = {"loc": models.FloNet, "det": models.SkreNet2}  # whose own recipe is searched, see `training/search.py`
 NMS_IOU = 0.5
 CURVES = ("train_mean", "val_mean", "train_loss", "val_loss", "train_reference_mean", "val_reference_mean")
 CURVES += ("val_reference_mean_strict", "val_reference_mean_empty", "train_iou", "val_iou", "train_loss_class")
@@ -80,10 +82,19 @@ def plan_learning_rate(task: str) -> list[Trial]:
 
 
 def plan_recipe(task: str) -> list[Trial]:
-    """At full length: every network of the reference with our recipe, and ours with the reference's."""
-    ours = models.OURS[task]
-    trials = [Trial(f"{each.__name__}_ours", each.__name__, each, OWN) for each in models.REFERENCE[task]]
-    return [*trials, Trial(f"{ours.__name__}_reference", ours.__name__, ours, REFERENCE)]
+    """At full length: every network of the reference with our recipe, one with the best that a search found for it,
+    and ours with the reference's."""
+
+    def trial(network: type[nn.Module], id: str, settings: Settings) -> Trial:
+        return Trial(f"{network.__name__}_{id}", f"{network.__name__}, {RECIPES[id]}", network, settings)
+
+    trials = []
+    for network in models.REFERENCE[task]:
+        trials.append(trial(network, "ours", OWN))
+        if network is SEARCHED[task]:
+            best = best_trials(published_search(task, "reference_search"))[:1]
+            trials += [trial(network, "searched", replace(REFERENCE, **each["params"])) for each in best]
+    return [*trials, trial(models.OURS[task], "reference", REFERENCE)]
 
 
 def plan_longer(task: str) -> list[Trial]:

@@ -1,6 +1,7 @@
 """Numbers in rows, each row a dict by column, and their formatting as Markdown in one place."""
 
 import inspect
+import itertools
 import statistics
 import textwrap
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import models
 from training.results import BASELINES, PUBLISHED, best_trials, loss_ends, published_curves, published_results
 from training.runs import Run
 from training.settings import Settings
-from training.study import read_rows
+from training.study import RECIPES, read_rows
 
 Row = dict[str, Any]
 SCORES = {"accuracy": "accuracy", "iou": "IoU", "mean": "mean"}
@@ -180,6 +181,17 @@ def score_rows(task: str, study: str) -> list[Row]:
     return rows
 
 
+def full_recipe_rows(task: str, study: str) -> list[Row]:
+    """Networks at full length with another recipe than their own, each after the published run with its own."""
+    own, rows = (published_results(task) or {}).get("networks", {}), []
+    for name, mine in itertools.groupby(read_rows(task, study), key=lambda row: row["network"]):
+        recipe = RECIPES["ours" if name == models.OURS[task].__name__ else "reference"]
+        first = [{"label": f"{name}, {recipe}", **own[name]}] if name in own else []
+        for row in (*first, *mine):
+            rows.append({"run": row["label"], "best epoch": row["best_epoch"], **mean_scores([row])})
+    return rows
+
+
 def ingredient_rows(task: str, study: str) -> list[Row]:
     """What each ingredient brings, means over the seeds, beside the whole recipe; nothing before that is there."""
     groups, rows = by_id(task, study), []
@@ -260,6 +272,7 @@ STUDY_ROWS: dict[str, Callable[[str, str], list[Row]]] = {
     "ingredients": ingredient_rows,
     "full_length": ingredient_rows,
     "ranking": ranking_rows,
+    "recipe": full_recipe_rows,
     "recipes": recipe_rows,
     "reproduction": reproduction_rows,
     "longer": longer_rows,
