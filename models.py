@@ -235,18 +235,16 @@ class GridNetwork(nn.Module):
 
     OPTIONS = ("width", "depth", "center_gate", "round_edges")  # arguments that a run's settings give
     iou_quality = True  # whether evaluation multiplies confidence by the expected IoU
+    rows, columns, classes = 1, 1, 10  # class logits: one for two classes
 
-    def __init__(
-        self, rows: int, columns: int, classes: int, width: int, depth: int, center_gate: bool, round_edges: bool
-    ):
+    def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
         super().__init__()
-        self.rows, self.columns, self.classes = rows, columns, classes
-        self.center_gate, self.round_edges = center_gate and rows * columns > 1, round_edges
+        cells = self.rows * self.columns
+        self.center_gate, self.round_edges = center_gate and cells > 1, round_edges
         self.backbone = Backbone(width, depth)
-        self.head = nn.Conv2d(width, 1 + classes + 4 * OFFSETS, 1)  # 12x15
+        self.head = nn.Conv2d(width, 1 + self.classes + 4 * OFFSETS, 1)  # 12x15
         nn.init.zeros_(self.head.bias)
-        locations = 12 * 15 // (rows * columns)
-        nn.init.constant_(self.head.bias[:1], -math.log(locations))  # every confidence begins at about one half
+        nn.init.constant_(self.head.bias[:1], -math.log(12 * 15 // cells))  # confidences begin at about one half
         self.register_buffer("across", offset_table(15, WIDTH), persistent=False)
         self.register_buffer("down", offset_table(12, HEIGHT), persistent=False)
 
@@ -327,16 +325,12 @@ def offset_table(locations: int, size: int) -> Tensor:
 
 
 class CompactNet(GridNetwork):  # localization: the whole image is the one cell
-    def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
-        super().__init__(1, 1, 10, width, depth, center_gate, round_edges)
-
     def lay_out(self, cells: Tensor) -> Tensor:
         return cells.flatten(1)  # (N, 1, 1, 15) -> (N, 15)
 
 
 class CompactNet2(GridNetwork):  # detection: the same, for each cell of the 2x3 grid
-    def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
-        super().__init__(ROWS, COLUMNS, 1, width, depth, center_gate, round_edges)
+    rows, columns, classes = ROWS, COLUMNS, 1
 
     def lay_out(self, cells: Tensor) -> Tensor:
         column, row = (torch.arange(count, device=cells.device) for count in (COLUMNS, ROWS))

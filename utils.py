@@ -273,12 +273,6 @@ def infer(network: nn.Module, images: Tensor, batch_size: int | None = None) -> 
     return torch.cat([network(part.to(device)) for part in images.split(batch_size)])
 
 
-def evaluate(network: nn.Module, split: Split) -> dict[str, float]:
-    """`score` of a network on a split."""
-    outputs = infer(network, split.images)
-    return score(outputs, split.labels.to(outputs.device))
-
-
 # ---------------------------------------------------------------------------------------------- decoding and mAP
 def decode(outputs: Tensor, threshold: float = 0.5, nms_iou: float | None = None) -> list[dict[str, Tensor]]:
     """Outputs -> for each image its boxes in pixels, with class and score, best first.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import det_outputs, loc_row
+from helpers import evaluate
 from matplotlib.colors import to_rgba
 from PIL import Image, ImageDraw, ImageFilter
 from torch import nn
@@ -543,4 +544,4 @@ def test_published_weights_are_those_of_the_published_run(task, tmp_path):
     # Fewer pictures than the published figures are of: `make check-published` has those to the last digit printed.
     (tmp_path / "MNIST").symlink_to(data.FOLDER / "MNIST")
     test = data.load(task, "mnist", (1, 1, 500), tmp_path, lambda text: None).test
-    assert utils.evaluate(stored.network, test)["mean"] == pytest.approx(results["test"]["mean"], abs=0.02)
+    assert evaluate(stored.network, test)["mean"] == pytest.approx(results["test"]["mean"], abs=0.02)

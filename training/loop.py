@@ -139,7 +139,7 @@ def train_epoch(
     the mean loss. On a GPU losses are checked at the end of the epoch, so that no step waits for them."""
     state.model.train()
     losses, outputs, targets = [], [], []
-    for step, (images, labels) in enumerate(draw_batches(train, settings, state.epoch + 1), 1):
+    for step, (images, labels) in enumerate(make_batches(train, settings, state.epoch + 1), 1):
         predicted, loss = forward_and_loss(state.model, images, labels, settings, state.precision)
         state.optimizer.zero_grad()
         loss.total.backward()
@@ -175,7 +175,7 @@ def forward_and_loss(
     return outputs, loss
 
 
-def draw_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def make_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (B, 1, 48, 60) and labels (B, 6) or (B, 2, 3, 6) of each batch. Order, shifts and stretches follow from
     seed and epoch, and are drawn on the CPU, so that every device gets the same."""
     device, count = train.images.device, len(train)
