@@ -31,8 +31,8 @@ PARTS = (("train", "training", RED, "--"), ("val", "validation", BLUE, "-"))
 
 
 def set_style() -> None:
-    """Letters that come out at 7 points or more where the report shows a figure at its full width."""
-    sizes = {"font.size": 13, "axes.titlesize": 14, "axes.labelsize": 13, "legend.fontsize": 12.5}
+    """Letters that come out at 7 points or more where the report shows a figure at 80 % of its width."""
+    sizes = {"font.size": 15.5, "axes.titlesize": 16, "axes.labelsize": 15.5, "legend.fontsize": 15.5}
     looks = {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False}
     looks |= {"lines.linewidth": 2.2, "legend.frameon": False}
     plt.rcParams.update({**sizes, **looks})
@@ -77,7 +77,7 @@ def plot_labels(splits: Splits) -> Figure:
     for values, label, colour in zip((boxes[:, 2:] - boxes[:, :2]).T, ("width", "height"), (BLUE, ORANGE), strict=True):
         middle.hist(values.round().numpy(), bins, alpha=0.6, label=label, color=colour)
     middle.set(title="box sizes, training", xlabel="pixels", ylabel="boxes")
-    middle.legend(loc="upper right")
+    middle.legend(loc="upper right", handlelength=0.8, borderpad=0)
     x, y = ((boxes[:, :2] + boxes[:, 2:]) / 2).T.numpy()
     right.hist2d(x, y, bins=(30, 24), range=((0, WIDTH), (0, HEIGHT)), cmap="magma")
     right.invert_yaxis()
@@ -164,8 +164,8 @@ def _image_with_sides(panel: Any) -> tuple[plt.Axes, plt.Axes, plt.Axes]:
     axes[0, 1].axis("off")
     axes[0, 0].set(xlim=(0, WIDTH), ylim=(-0.12, 1), xticks=[], yticks=[0, 1])
     axes[1, 1].set(ylim=(HEIGHT, 0), xlim=(-0.12, 1), yticks=[], xticks=[0, 1])
-    axes[0, 0].set_title("probability of left and right edge", fontsize=13)
-    axes[1, 1].set_ylabel("of top and bottom edge", fontsize=13)
+    axes[0, 0].set_title("probability of left and right edge", fontsize=15.5)
+    axes[1, 1].set_ylabel("of top and bottom edge", fontsize=15.5)
     axes[1, 1].yaxis.set_label_position("right")
     return axes[0, 0], axes[1, 1], axes[1, 0]
 
@@ -189,7 +189,7 @@ def plot_diagram(network: models.GridNetwork) -> Figure:
     for name, (x, y) in where.items():
         colours = {"facecolor": "#dbe9f6", "edgecolor": BLUE}
         axis.add_patch(FancyBboxPatch((x, y), 2, 0.56, boxstyle="round,pad=0.08", **colours))
-        axis.text(x + 1, y + 0.28, f"{said[name]}\n{sizes[name]}", ha="center", va="center", fontsize=12)
+        axis.text(x + 1, y + 0.28, f"{said[name]}\n{sizes[name]}", ha="center", va="center", fontsize=14)
     ways = ("image stage2", "stage4 merge", "stage8 lateral", "merge head", "head answer")  # to the right
     ways += ("stage2 stage4", "stage4 stage8", "stage8 stage16", "lateral merge", "stage16 lateral")
     for way in ways:
@@ -297,7 +297,7 @@ def plot_confusion(matrix: Tensor) -> Figure:
     axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix.numpy()):
         colour = "white" if shares[row, column] > 0.5 else "black" if count else "#bbbbbb"
-        axis.text(column, row, f"{count}", ha="center", va="center", color=colour)
+        axis.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=13)
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names)
     axis.set(xlabel="predicted", ylabel="true")
