@@ -8,6 +8,14 @@ import torch
 import data
 
 
+@pytest.fixture(autouse=True)
+def environment(tmp_path, monkeypatch):
+    """Runs are kept in a folder of the test's own, and nothing else that a user may have set counts."""
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    for name in ("DATA_DIR", "DATA_SOURCE", "PROFILE", "STORE", "STUDY_DATABASE"):
+        monkeypatch.setenv(name, "")
+
+
 @pytest.fixture(scope="module")
 def one_core():
     """Bit for bit holds for a CPU; and batches this small lose much to threads where the processor is busy."""

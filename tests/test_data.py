@@ -36,8 +36,6 @@ three = attrgetter("train", "val", "test")
 
 @pytest.fixture(autouse=True)
 def without_internet(monkeypatch):
-    for name in ("DATA_SOURCE", "DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
 
 

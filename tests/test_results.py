@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
+from cases import both_tasks
 from helpers import SHORT, Tiny, fit
 
 import data
@@ -80,7 +81,7 @@ def test_results_stand_beside_what_they_are_to_be_set_beside():
     assert lines[2:] == ["validation mean | 0.7000 | 0.8000 | 0.6000 | 0.5000 | 0.2000", "`depth` | 0 | 3 | 5 | 2 | 4"]
 
 
-@pytest.mark.parametrize("task", ["loc", "det"])
+@both_tasks
 def test_studies_train_what_they_say(task):
     plans = {name: plan(task) for name, plan in study.PLANS.items()}
     assert all(len({trial.id for trial in trials}) == len(trials) for trials in plans.values())
@@ -110,7 +111,6 @@ def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, mon
 
 def test_the_command_writes_each_row_once(sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RUNS_DIR", "runs")
     monkeypatch.setattr(data, "load", lambda task: sets[task])
     trials = [Trial(id, id, network, replace(SHORT, epochs=3, learning_rate=0.3), (1, 2))
               for id, network in (("a", Tiny), ("b", models.SimpleNet))]  # fmt: skip
