@@ -1,7 +1,5 @@
 """Fixtures that several tests share."""
 
-import multiprocessing
-
 import pytest
 import torch
 
@@ -32,11 +30,3 @@ def sets(tmp_path_factory):
     """Splits of both tasks."""
     folder, sizes = tmp_path_factory.mktemp("data"), {"loc": (72, 40, 8), "det": (40, 24, 8)}
     return {task: data.load(task, "digits", sizes[task], folder, log=lambda text: None) for task in sizes}
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """New processes from one that has imported PyTorch and done nothing else: quick, and safe to fork."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training", "pytest"])
-    return context

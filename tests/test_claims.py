@@ -78,8 +78,7 @@ def claim(where, words, *values, holds=True):
 
 # fmt: off
 # Data, metric and baselines.
-claim('loc', 'One image in eleven is empty', holds=abs(LOC['images']['train'] / 11 - 5400) < 1)
-claim('loc', 'costs a box of 10 pixels two and a half times as much IoU as a box of 30', holds=round((1 - 81 / 119) / (1 - 841 / 959), 1) == 2.6)
+claim('loc', 'One image in eleven is empty', holds=11 * sum(LOC['confusion'][10]) == LOC['images']['test'])
 claim('loc', 'and {:.2f} is what looking at single pixels can give', LOC['baselines']['visible']['iou'])
 claim('loc', "IoU of {:.3f}, and our network's boxes are better than that", LOC['baselines']['visible']['iou'], holds=LOC['test']['iou'] > LOC['baselines']['visible']['iou'])
 claim('det', 'find and classify three digits in four, and by the mean, to which their exact boxes add, they beat all three', holds=abs(DET['baselines']['bright']['digit_accuracy'] - 0.75) < 0.02 and DET['baselines']['bright']['mean'] > max(each['mean'] for each in DET['others'].values()))
@@ -155,8 +154,6 @@ claim('report', "Half of it brings CompactNet no accuracy", holds=NOISE[0.5, 'Co
 claim('loc', "SimpleNet does *not* diverge in 60 epochs, shuffled or not", holds=all(row['epochs'] == 60 for row in rows('loc', 'learning_rate', '0.05_shuffled_float32', '0.05_unshuffled_float32')) and rows('loc', 'learning_rate', '0.05_shuffled_bfloat16')[0]['epochs'] == 10)
 claim('det', "So {} of the {} digits that are missed by cells have a good box", OBJECTS['by cells']['missed'] - OBJECTS['by objects']['missed'], OBJECTS['by cells']['missed'], holds=abs(1 - OBJECTS['by objects, after NMS']['false'] / OBJECTS['by objects']['false'] - 0.75) < 0.03)
 claim('det report', "by 0.02 for zeros and 0.04 for ones", holds=[round(CLASSES['det']['visible'][digit]['iou'] - CLASSES['loc']['visible'][digit]['iou'], 2) for digit in (0, 1)] == [0.02, 0.04] and all(abs(CLASSES['det']['visible'][digit][side] - CLASSES['loc']['visible'][digit][side]) < 0.3 for digit in (0, 1) for side in ('width', 'height')))
-claim('det', "The reference's gained {:.3f}", results.PUBLISHED['det']['iou'] - results.PUBLISHED['loc']['iou'])
-claim('report', "the reference's gain of {:.3f}", results.PUBLISHED['det']['iou'] - results.PUBLISHED['loc']['iou'])
 claim('report', "ours, read so, has {:.1f} %", 100 * float(re.search(r"as the reference read it: accuracy ([\d.]+)", PRINTED)[1]))
 claim('det', "Our own networks differ by as little", holds=all(abs(CLASSES['det'][OURS['det']][digit]['iou'] - CLASSES['loc'][OURS['loc']][digit]['iou']) < 0.04 for digit in (0, 1)))
 claim('loc', "validation IoU is {:.3f} instead of {:.3f} in the best epoch, at the same accuracy", WEIGHTED['val']['iou'], SLOW['val']['iou'], holds=abs(WEIGHTED['val']['accuracy'] - SLOW['val']['accuracy']) < 0.001)

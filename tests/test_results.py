@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
-from cases import both_tasks
 from helpers import SHORT, Tiny, fit
 
 import data
@@ -79,19 +78,6 @@ def test_results_stand_beside_what_they_are_to_be_set_beside():
     trials = [{"mean": mean, "params": {"depth": n}} for n, mean in enumerate((0.7, None, 0.5, 0.8, 0.2, 0.6, 0.1))]
     lines = lines_of(training.search_table({"images": 1200, "epochs": 4, "trials": trials}))
     assert lines[2:] == ["validation mean | 0.7000 | 0.8000 | 0.6000 | 0.5000 | 0.2000", "`depth` | 0 | 3 | 5 | 2 | 4"]
-
-
-@both_tasks
-def test_studies_train_what_they_say(task):
-    plans = {name: plan(task) for name, plan in study.PLANS.items()}
-    assert all(len({trial.id for trial in trials}) == len(trials) for trials in plans.values())
-    (seeds,) = plans["seeds"]  # the first of them is the run that the notebooks train
-    assert (seeds.settings, seeds.seeds[0]) == (training.PROFILES["full"].own, training.OWN.seed)
-    short, full = ({trial.id: trial.settings for trial in plans[name]} for name in ("ingredients", "full_length"))
-    assert len({*short.values()}) == len(short)  # each leaves out something else
-    assert {id: full[id] for id in study.DECISIVE} == {id: replace(short[id], epochs=40) for id in study.DECISIVE}
-    best = max(training.published_search(task)["trials"][1:], key=lambda trial: trial["mean"] or 0)
-    assert full["search_1"] == replace(training.OWN, **best["params"])
 
 
 def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, monkeypatch):
