@@ -1,16 +1,22 @@
-"""Labels and outputs that the tests of several modules write by hand, and small generated sets."""
+"""What tests of several modules read: what is published, labels and outputs by hand, and small generated sets."""
 
 import functools
 import tempfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
 
 import data
+import training
+from data import files
 from data.labels import NO_DIGIT, task_of
 
+HOME = data.FOLDER.parent
+RESULTS = files.load_json(HOME / "figures" / "results.json")
+NOTEBOOKS = {task: nbformat.read(HOME / f"{name}.ipynb", as_version=4) for task, name in training.NAMES.items()}
 LOC, CELL = (1, 0.5, 0.5, 0.2, 0.5, 3), (1, 0.5, 0.5, 0.6, 1, 1)  # a digit of 12 x 24 pixels, as each task's label
 both_tasks = pytest.mark.parametrize("task", ["loc", "det"])
 

@@ -1,11 +1,17 @@
 """Fixtures that several tests share."""
 
-import multiprocessing
-
 import pytest
 import torch
 
 import data
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path, monkeypatch):
+    """Runs are kept in a folder of the test's own, and nothing else that a user may have set counts."""
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    for name in ("DATA_DIR", "DATA_SOURCE", "PROFILE", "STORE", "STUDY_DATABASE"):
+        monkeypatch.setenv(name, "")
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +30,3 @@ def sets(tmp_path_factory):
     """Splits of both tasks."""
     folder, sizes = tmp_path_factory.mktemp("data"), {"loc": (72, 40, 8), "det": (40, 24, 8)}
     return {task: data.load(task, "digits", sizes[task], folder, log=lambda text: None) for task in sizes}
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """New processes from one that has imported PyTorch and done nothing else: quick, and safe to fork."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training", "pytest"])
-    return context

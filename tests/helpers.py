@@ -1,14 +1,12 @@
-"""What the tests of training and of faults share: tiny networks, short runs, and processes that get killed."""
+"""What the tests of training and of faults share: tiny networks and short runs."""
 
 from dataclasses import replace
-from functools import partial
 from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
-import models
 import training
 import utils
 from training import Hooks, Settings, runs
@@ -63,22 +61,3 @@ def same_run(run, other):
     assert run.val_samples == other.val_samples
     torch.testing.assert_close(run.load(CPU).state_dict(), other.load(CPU).state_dict(), rtol=0, atol=0)
     return run
-
-
-fit_long = partial(fit, settings=replace(SHORT, epochs=8, batch_size=8), network=models.SimpleNet)  # for killing in
-
-
-def _train(sets, folder, pipe, prepare):
-    torch.set_num_threads(1)
-    torch.cuda.is_available = lambda: False
-    prepare()
-    fit_long(sets, folder, hooks=Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
-
-
-def start(processes, sets, folder, prepare=int):
-    """A process that calls `prepare`, trains the run, and tells a pipe every epoch that is done."""
-    here, there = processes.Pipe(duplex=False)
-    process = processes.Process(target=_train, args=(sets, folder, there, prepare), daemon=True)
-    process.start()
-    there.close()  # else a killed process would not close the pipe
-    return process, here

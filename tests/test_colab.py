@@ -11,19 +11,16 @@ from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
-import nbformat
 import pytest
+from cases import HOME, NOTEBOOKS
 
-import training
 from data.sources import course_files
 from training import colab
 
-HOME = Path(__file__).resolve().parent.parent
 TITLE = "# @title Set-up: finds the modules (nothing to read or to change here)\n"
 REFUSAL = "No modules (private repository?): put the project's zip beside the notebook, run again."
 GITHUB = "https://github.com/"
-NOTEBOOKS = [nbformat.read(HOME / f"{name}.ipynb", as_version=4) for name in training.NAMES.values()]
-CELL, SAME = (cell for notebook in NOTEBOOKS for cell in notebook.cells if cell.source.startswith(TITLE))
+CELL, SAME = (cell for notebook in NOTEBOOKS.values() for cell in notebook.cells if cell.source.startswith(TITLE))
 FILES, TEXT = ("training/__init__.py", "training/colab.py"), "ORIGIN = {!r}\ndef prepare_colab(): pass\n"
 PLACES = ["beside", "digits", "session", "provenance", "zip", "upload"]  # where modules are looked for
 STAND_IN = """# What is answered stands in the environment; it lacks what nobody answers.
@@ -141,7 +138,7 @@ def test_where_no_modules_are_found_it_is_said_what_was_tried(tmp_path, on_colab
 
 
 def test_both_notebooks_have_the_same_short_setup_which_does_nothing_beside_the_modules(monkeypatch, capsys):
-    for notebook in NOTEBOOKS:
+    for notebook in NOTEBOOKS.values():
         assert (notebook.metadata.accelerator, notebook.metadata.colab.toc_visible) == ("GPU", True)
     assert (CELL.source, CELL.metadata, CELL.metadata.cellView) == (SAME.source, SAME.metadata, "form")
     assert len(CELL.source.splitlines()) <= 30

@@ -3,25 +3,33 @@
 import contextlib
 import errno
 import itertools
+import multiprocessing
 import os
 import pickle
 import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from helpers import NEVER, RICH, Tiny, fit, fit_long, interrupted, same_run, start
+import torch
+from helpers import NEVER, RICH, SHORT, Tiny, fit, interrupted, same_run
 
+import models
 import training
 from data import DataError, files
-from training import RunInUse, results, runs
+from training import Hooks, RunInUse, results, runs
 
 resource = pytest.importorskip("resource")  # as signals, of Unix
 pytestmark = pytest.mark.usefixtures("one_core")
+# New processes come from one that has imported PyTorch and done nothing else: quick, and safe to fork.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["training", "pytest"])
+fit_long = partial(fit, settings=replace(SHORT, epochs=8, batch_size=8), network=models.SimpleNet)  # for killing in
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,22 @@ def contents(folder):  # without the lock
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".lock"}
 
 
+def _train(sets, folder, pipe, prepare):
+    torch.set_num_threads(1)
+    torch.cuda.is_available = lambda: False
+    prepare()
+    fit_long(sets, folder, hooks=Hooks(on_epoch=lambda state: pipe.send(state.epoch)))
+
+
+def start(sets, folder, prepare=int):
+    """A process that calls `prepare`, trains the run, and tells a pipe every epoch that is done."""
+    here, there = processes.Pipe(duplex=False)
+    process = processes.Process(target=_train, args=(sets, folder, there, prepare), daemon=True)
+    process.start()
+    there.close()  # else a killed process would not close the pipe
+    return process, here
+
+
 def die_at(number, by):
     """This process ends itself by a signal before it syncs or renames a file for the n-th time."""
     left = itertools.count(number, -1)
@@ -60,11 +84,11 @@ def die_at(number, by):
         setattr(os, name, lambda *about, do=original: do(*about) if next(left) > 1 else os.kill(os.getpid(), by))
 
 
-def test_killed_and_terminated_at_any_moment(processes, sets, long, tmp_path):
+def test_killed_and_terminated_at_any_moment(sets, long, tmp_path):
     """Before and after each renaming of the first checkpoints, the moment without checkpoint.pt included."""
     for number in range(1, 7):
         by = (signal.SIGKILL, signal.SIGTERM)[number % 2]
-        process, _ = start(processes, sets, tmp_path, partial(die_at, number, by))
+        process, _ = start(sets, tmp_path, partial(die_at, number, by))
         process.join(60)
         assert process.exitcode == -by
     assert {path.name for path in tmp_path.rglob("*.pt")} == {"previous.pt"}
@@ -76,8 +100,8 @@ def test_killed_and_terminated_at_any_moment(processes, sets, long, tmp_path):
     assert (left, len(old) > 1) == ({"checkpoint.pt", "checkpoint.pt.lock", young.name}, True)
 
 
-def test_a_second_process_stops_or_waits_for_one_that_is_being_killed(processes, sets, long, tmp_path, monkeypatch):
-    process, pipe = start(processes, sets, tmp_path)
+def test_a_second_process_stops_or_waits_for_one_that_is_being_killed(sets, long, tmp_path, monkeypatch):
+    process, pipe = start(sets, tmp_path)
     assert (pipe.poll(120), pipe.recv()) == (True, 1)
     os.kill(process.pid, signal.SIGSTOP)  # so that it is not finished before the second has begun
     (folder,), before = tmp_path.iterdir(), contents(*tmp_path.iterdir())

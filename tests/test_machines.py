@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import nbformat
 import pytest
 import torch
+from cases import HOME
 
 import data
 import training
@@ -19,22 +20,12 @@ from scripts import run
 from scripts import test as command
 from training import study
 
-HOME = Path(__file__).resolve().parent.parent
-
 
 @pytest.mark.skipif(not str(HOME).isascii(), reason="jsonschema's rpds, which nbformat needs, fails here")
 def test_a_locale_without_our_characters_is_enough():
     code = "import training as t; t.progress.forgive_output(); print('3\\u00d73', bool(t.published_results('loc')))"
     variables = {**os.environ, "PYTHONIOENCODING": "", "LC_ALL": "C", "PYTHONUTF8": "0"}
     assert subprocess.check_output([sys.executable, "-c", code], cwd=HOME, env=variables).split() == [b"3?3", b"True"]
-
-
-def start(monkeypatch, runs, *arguments, **variables):
-    """Run scripts/run.py with these arguments and environment variables."""
-    for name, value in {"PROFILE": "", "STORE": "", "RUNS_DIR": str(runs), **variables}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-    return run.main()
 
 
 # Nobody can write below a file, root neither.
@@ -52,9 +43,6 @@ IMAGES = "DATA_DIR", "mistyped", "DATA_DIR: expected a folder with .*, found non
 ])  # fmt: skip
 def test_a_wrong_setting_is_said_in_one_line_before_anything_runs(script, name, value, said, tmp_path, monkeypatch):
     script, *arguments = script.split()
-    for each in ("PROFILE", "STORE", "DATA_SOURCE", "DATA_DIR", "STUDY_DATABASE"):
-        monkeypatch.setenv(each, "")
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
     monkeypatch.setenv(name, value)
     monkeypatch.setattr(study, "STUDIES", tmp_path / "studies.json")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
@@ -76,8 +64,10 @@ def test_only_store_publishes_also_where_a_gpu_chooses_the_full_profile(option, 
     folders = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(run, "execute", execute)
-    assert start(monkeypatch, tmp_path, *option, STORE="from before").startswith("localization.ipynb was stopped")
-    assert folders == [("yes", Path("weights")) if option else ("", tmp_path / "full" / "weights")]
+    monkeypatch.setattr(sys, "argv", ["run.py", *option])
+    monkeypatch.setenv("STORE", "from before")
+    assert run.main().startswith("localization.ipynb was stopped")
+    assert folders == [("yes", Path("weights")) if option else ("", tmp_path / "runs" / "full" / "weights")]
 
 
 @pytest.mark.parametrize(("pin", "status"), [("torch==2.0.1", 0), ("torch==2.0.2", 1), ("lacking==1.0", 1)])
@@ -139,7 +129,9 @@ def test_one_notebook_runs_alone_and_its_end_is_said(source, lines, said, tmp_pa
     cells = [nbformat.v4.new_code_cell(cell, outputs=[], execution_count=9) for cell in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "detection.ipynb")
     monkeypatch.setattr(run, "HOME", tmp_path)
-    ended = start(monkeypatch, tmp_path / "runs", "detection", PROFILE="smoke").splitlines()
+    monkeypatch.setattr(sys, "argv", ["run.py", "detection"])
+    monkeypatch.setenv("PROFILE", "smoke")
+    ended = run.main().splitlines()
     assert re.match(said, ended[0])
     assert len(ended) == lines
     assert str(tmp_path / "runs") in ended[-1]

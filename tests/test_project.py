@@ -1,27 +1,20 @@
 """The submission as it lies there: notebooks as one clean run left them, tables that say what the results say."""
 
-import json
 import re
 import shutil
-from pathlib import Path
 
-import nbformat
-import pytest
+from cases import HOME, NOTEBOOKS, RESULTS, both_tasks
 
 import models
 import training
 from scripts import run
 from training.results import load_published
 
-HOME = Path(__file__).resolve().parent.parent
-PUBLISHED = json.loads((HOME / "figures" / "results.json").read_text(encoding="utf-8"))
-CELLS = {task: nbformat.read(HOME / f"{name}.ipynb", as_version=4).cells for task, name in training.NAMES.items()}
-CODE = {task: [cell for cell in cells if cell.cell_type == "code"] for task, cells in CELLS.items()}
+CODE = {task: [cell for cell in each.cells if cell.cell_type == "code"] for task, each in NOTEBOOKS.items()}
 LAYERS = {"data": 0, "models": 1, "utils": 1, "training": 2, "predict": 3, "scripts": 4}  # import what lies below
-each_task = pytest.mark.parametrize("task", training.NAMES)
 
 
-@each_task
+@both_tasks
 def test_stored_outputs_are_of_one_clean_run(task):
     assert [cell.execution_count for cell in CODE[task]] == list(range(1, len(CODE[task]) + 1))
     for output in (output for cell in CODE[task] for output in cell.outputs):
@@ -31,22 +24,22 @@ def test_stored_outputs_are_of_one_clean_run(task):
         assert not re.search(r"\r|(?<![\w.])/(home|root|tmp|work|content|Users)/", text), text  # progress, paths
 
 
-@each_task
+@both_tasks
 def test_cells_are_short_compared_in_every_run_and_of_one_task_and_contents_link_to_headings(task):
     shown = [cell for cell in CODE[task] if cell.metadata.get("cellView") != "form"]  # the other is folded away
     assert all(len(cell.source.splitlines()) <= 15 for cell in shown)
     assert sum(bool(cell.outputs) and "nbval-check-output" in cell.metadata.get("tags", []) for cell in shown) >= 5
     assert set(re.findall(r'"(loc|det)"', "".join(cell.source for cell in shown))) == {task}  # it loads no other images
-    text = "\n".join(cell.source for cell in CELLS[task] if cell.cell_type == "markdown")
+    text = "\n".join(cell.source for cell in NOTEBOOKS[task].cells if cell.cell_type == "markdown")
     headings = {line.lstrip("# ").replace(" ", "-") for line in text.splitlines() if line[:2] == "##"}
     links = set(re.findall(r"\]\(#([^)]*)\)", text))
     assert {heading for heading in headings if heading[0].isdigit()} <= links <= headings
 
 
-@each_task
+@both_tasks
 def test_results_are_complete_and_of_the_published_histories(task, monkeypatch):
     monkeypatch.chdir(HOME)
-    results, runs = PUBLISHED[task], [load_published(network, task) for network in models.NETWORKS[task]]
+    results, runs = RESULTS[task], [load_published(network, task) for network in models.NETWORKS[task]]
     assert training.PROFILES[results["profile"]].publishable
     assert set(results["networks"]) == {run.name for run in runs}
     for each in runs:
@@ -66,7 +59,7 @@ def test_publishing_again_changes_nothing(tmp_path):
     for name in [*names, *(f"figures/{name}_edges.png" for name in training.NAMES.values())]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(HOME / name, tmp_path / name)
-    run.publish({task: HOME / f"{name}.ipynb" for task, name in training.NAMES.items()}, PUBLISHED, tmp_path)
+    run.publish({task: HOME / f"{name}.ipynb" for task, name in training.NAMES.items()}, RESULTS, tmp_path)
     for name in names:
         assert (tmp_path / name).read_text(encoding="utf-8") == (HOME / name).read_text(encoding="utf-8")
 

@@ -6,13 +6,13 @@ import re
 import shutil
 
 import pytest
+from cases import RESULTS
 from PIL import Image
 
 from data import files
 from scripts import report
 
 DATE = datetime.date(2024, 5, 1)
-RESULTS = files.load_json(report.FIGURES / "results.json")
 
 
 @pytest.fixture(scope="module")

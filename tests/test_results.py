@@ -80,19 +80,6 @@ def test_results_stand_beside_what_they_are_to_be_set_beside():
     assert lines[2:] == ["validation mean | 0.7000 | 0.8000 | 0.6000 | 0.5000 | 0.2000", "`depth` | 0 | 3 | 5 | 2 | 4"]
 
 
-@pytest.mark.parametrize("task", ["loc", "det"])
-def test_studies_train_what_they_say(task):
-    plans = {name: plan(task) for name, plan in study.PLANS.items()}
-    assert all(len({trial.id for trial in trials}) == len(trials) for trials in plans.values())
-    (seeds,) = plans["seeds"]  # the first of them is the run that the notebooks train
-    assert (seeds.settings, seeds.seeds[0]) == (training.PROFILES["full"].own, training.OWN.seed)
-    short, full = ({trial.id: trial.settings for trial in plans[name]} for name in ("ingredients", "full_length"))
-    assert len({*short.values()}) == len(short)  # each leaves out something else
-    assert {id: full[id] for id in study.DECISIVE} == {id: replace(short[id], epochs=40) for id in study.DECISIVE}
-    best = max(training.published_search(task)["trials"][1:], key=lambda trial: trial["mean"] or 0)
-    assert full["search_1"] == replace(training.OWN, **best["params"])
-
-
 def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, monkeypatch):
     def measure(outputs, labels, nms_iou=None):
         asked.append((outputs, nms_iou))
@@ -110,7 +97,6 @@ def test_what_a_study_examines_is_of_the_best_epochs_weights(sets, tmp_path, mon
 
 def test_the_command_writes_each_row_once(sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RUNS_DIR", "runs")
     monkeypatch.setattr(data, "load", lambda task: sets[task])
     trials = [Trial(id, id, network, replace(SHORT, epochs=3, learning_rate=0.3), (1, 2))
               for id, network in (("a", Tiny), ("b", models.SimpleNet))]  # fmt: skip

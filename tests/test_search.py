@@ -23,10 +23,9 @@ from training import search
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
+def study(monkeypatch):
     """A study of one parameter. Who gives no heartbeat for three seconds loses its trial."""
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    monkeypatch.delenv("STUDY_DATABASE", raising=False)
+    training.check_runs_folder()
     monkeypatch.setattr(training.runs, "SAVED_EVERY", 0.0)
     monkeypatch.setattr(search, "BEAT", 1)
     return search.open_study("a")
@@ -126,8 +125,6 @@ def test_the_command_writes_down_the_trials(name, recipe, sets, tmp_path, monkey
 
     asked, by_hand = [], {key: getattr(recipe, key) for key in search.SEARCHES[name][2]}
     networks = models.OURS if name == "search" else {"loc": models.FloNet, "det": models.SkreNet2}
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    monkeypatch.delenv("STUDY_DATABASE", raising=False)
     monkeypatch.setattr(data, "load", lambda task: sets[task])
     monkeypatch.setattr(command, "FIGURES", tmp_path)
     monkeypatch.setattr(search, "fit", fit)

@@ -142,7 +142,6 @@ def test_one_checkpoint_each_half_minute_and_one_at_the_end(sets, tmp_path, monk
     def stored():
         return [(len(each["val_samples"]), *each) for each in map(files.load_tensors, tmp_path.rglob("*.pt"))]
 
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
     there = []
     monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: 12 * len(there)))
     hooks = Hooks(on_epoch=lambda state: there.append(sorted(epoch for epoch, *_ in stored())))
@@ -181,7 +180,6 @@ def test_other_code_settings_data_and_versions_make_another_run(sets, monkeypatc
     (None, False, "float32"), (None, True, "bfloat16"), (True, False, "bfloat16"), (False, True, "float32"),
 ])  # fmt: skip
 def test_precision_and_profile_follow_from_the_device(sets, monkeypatch, gpu, cpu, precision):
-    monkeypatch.delenv("PROFILE", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": cpu}, raising=False)
@@ -194,8 +192,7 @@ def test_what_a_lab_has_saved_another_reads(sets, tmp_path, monkeypatch, capsys)
         return lab.save(runs, [lab.test(run) for run in reversed(runs)], lab.test_baselines(), lab.score_fit(runs))
 
     monkeypatch.chdir(tmp_path)
-    for name, value in (("RUNS_DIR", "kept"), ("STORE", "yes")):
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("STORE", "yes")
     monkeypatch.setattr(data, "load", lambda task, *about, **named: sets[task])
     networks, recipes = [Tiny, models.CompactNet], {"settings": SHORT, "own": replace(RICH, epochs=1)}
     lab = training.Lab("loc", replace(training.PROFILES["smoke"], publishable=True, caps={"Tiny": 24}, **recipes))
