@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 import utils
 from data import Split
@@ -25,15 +25,13 @@ SIDES = ("left", "top", "right", "bottom")
 def bootstrap(outputs: Tensor, labels: Tensor) -> dict[str, list[float]]:
     """95 % intervals of what `utils.score` measures, the loss apart: images are drawn anew, with replacement, ROUNDS
     times (Efron, 1979). The generator's seed is fixed."""
-    matches = utils.match(outputs, labels)
+    matches, count = utils.match(outputs, labels), len(labels)
     hit, digit = matches.digit & matches.detected, matches.digit
     parts = (matches.correct, torch.ones_like(hit), matches.iou * hit, hit, matches.correct & digit, digit)
-    sums = torch.stack([part.double().reshape(len(labels), -1).sum(1) for part in parts], 1)  # (N, 6)
+    sums = torch.stack([part.double().reshape(count, -1).sum(1) for part in parts], 1)  # (N, 6)
     rng = torch.Generator().manual_seed(0)
-    draws = torch.stack(
-        [torch.randint(len(sums), (len(sums),), generator=rng).bincount(minlength=len(sums)) for _ in range(ROUNDS)]
-    )
-    right, rows, overlap, hits, named, digits = (draws.double() @ sums).T  # (ROUNDS,) each
+    draws = [torch.randint(count, (count,), generator=rng).bincount(minlength=count) for _ in range(ROUNDS)]
+    right, rows, overlap, hits, named, digits = (torch.stack(draws).double() @ sums).T  # (ROUNDS,) each
     values = {"accuracy": right / rows, "iou": overlap / hits.clamp(min=1)}
     values |= {"digit_accuracy": named / digits.clamp(min=1), "iou_all": overlap / digits.clamp(min=1)}
     values["mean"] = (values["accuracy"] + values["iou"]) / 2
@@ -98,11 +96,9 @@ def edge_rows(errors: Tensor) -> list[dict[str, Any]]:
 def border_distances(rows: Tensor) -> Tensor:
     """Detection: pixels from the centre of each box, of outputs or labels, to the nearest border of cells, (M,)."""
     left, top, right, bottom = pixel_boxes(rows).T
-    distances = []
-    for centre, size, count in (((left + right) / 2, WIDTH, COLUMNS), ((top + bottom) / 2, HEIGHT, ROWS)):
-        borders = torch.arange(1, count) * (size / count)
-        distances.append((centre[:, None] - borders).abs().amin(1))
-    return torch.minimum(*distances).round(decimals=3)  # half pixels, not exact in fractions of the image
+    across = [(left + right) / 2 - WIDTH / COLUMNS * column for column in range(1, COLUMNS)]
+    down = [(top + bottom) / 2 - HEIGHT / ROWS * row for row in range(1, ROWS)]
+    return torch.stack(across + down).abs().amin(0).round(decimals=3)  # half pixels, but for rounding
 
 
 def border_rows(outputs: Tensor, labels: Tensor) -> list[dict[str, Any]]:
@@ -225,27 +221,22 @@ class BrightPatches:
         """The numbers with the highest mean accuracy on some of the training images."""
         part, rows = train[:CHOSEN_ON], train.labels.reshape(-1, 6)
         common = int(rows[rows[:, 0] == 1, 5].long().bincount().argmax())
-        best, highest = None, -1.0
-        for threshold in (200, 215, 230, 240, 250, 255):
-            patches = find_patches(part, threshold)
-            for least, grow in itertools.product((5, 10, 20, 30), (0, 1, 2)):
-                each = cls(threshold, least, grow, common)
-                mean = utils.score(each._answer(part, patches), part.labels)["mean"]
-                if mean > highest:
-                    best, highest = each, mean
-        return best
+        patches = {threshold: find_patches(part, threshold) for threshold in (200, 215, 230, 240, 250, 255)}
+        tried = [cls(*numbers, common) for numbers in itertools.product(patches, (5, 10, 20, 30), (0, 1, 2))]
+        means = [utils.score(each._answer(part, patches[each.threshold]), part.labels)["mean"] for each in tried]
+        return tried[np.argmax(means)]
 
     def outputs(self, split: Split) -> Tensor:
         """What a network would put out, (N, 15) or (N, 6, 2, 3)."""
         return self._answer(split, find_patches(split, self.threshold))
 
     def _answer(self, split: Split, patches: Tensor) -> Tensor:
-        image, _, left, right, top, bottom, whole = patches[patches[:, 1] >= self.least].T
-        left, top = ((edge - self.grow).clamp(min=0) for edge in (left, top))
-        right, bottom = ((right + self.grow).clamp(max=WIDTH - 1), (bottom + self.grow).clamp(max=HEIGHT - 1))
+        patches = patches[patches[:, 1] >= self.least]
+        image, whole = patches[:, 0], patches[:, 6:]
+        edges = patches[:, 2:6] + self.grow * patches.new_tensor((-1, -1, 1, 1))
+        boxes = box_convert(clip_boxes_to_image(edges, (HEIGHT - 1, WIDTH - 1)), "xyxy", "cxcywh")
         class_id = whole if split.task == "det" else torch.full_like(whole, self.class_id)
-        box = ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT)
-        rows = torch.stack((torch.ones_like(whole), *box, class_id), 1)
+        rows = torch.cat((torch.ones_like(whole), boxes / boxes.new_tensor((WIDTH, HEIGHT) * 2), class_id), 1)
         labels, at = torch.zeros(len(split), *GRID[split.task], 6, dtype=torch.float64), (image.long(),)
         if split.task == "det":
             column, row = find_cell(rows[:, 1], rows[:, 2])
@@ -256,21 +247,19 @@ class BrightPatches:
 
 def find_patches(split: Split, threshold: int) -> Tensor:
     """Connected pixels of at least `threshold` of 255, from the smallest patch to the largest: (M, 7) float64 of
-    image, pixels, left, right, top, bottom, and 1 where it has no hole."""
+    image, pixels, left, top, right, bottom, and 1 where it has no hole."""
     images = (utils.as_floats(split.images)[:, 0] * 255).round().byte().numpy()
     # Pixels that touch, corners included, belong together, but not those of two images.
-    touch = np.zeros((3, 3, 3), dtype=bool)
-    touch[1] = True
+    touch = np.pad(np.ones((1, 3, 3)), ((1, 1), (0, 0), (0, 0)))
     patches, count = ndimage.label(images >= threshold, touch)
     sizes = np.bincount(patches.ravel(), minlength=count + 1)
+    order = np.argsort(sizes[1:], kind="stable") + 1
     places, rows = ndimage.find_objects(patches), []
-    for number in np.argsort(sizes[1:], kind="stable") + 1:
-        if sizes[number] < SMALLEST:
-            continue
+    for number in order[sizes[order] >= SMALLEST]:
         image, down, across = places[number - 1]
         patch = patches[image.start, down, across] == number
         whole = split.task == "loc" or ndimage.binary_fill_holes(patch).sum() == sizes[number]
-        edges = across.start, across.stop - 1, down.start, down.stop - 1
+        edges = across.start, down.start, across.stop - 1, down.stop - 1
         rows.append((image.start, sizes[number], *edges, whole))
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
 

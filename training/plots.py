@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.ops import box_area
 
 import models
 import utils
@@ -27,14 +28,13 @@ from utils import Matches
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 CYCLE = plt.cycler(color=(BLUE, ORANGE, GREEN, PINK), linestyle=("-", "--", ":", "-."), marker=("o", "s", "v", "^"))
-PARTS = (("train", "training", RED, "--"), ("val", "validation", BLUE, "-"))
 
 
 def set_style() -> None:
     """Letters that come out at 7 points or more where the report shows a figure at 80 % of its width."""
     sizes = {"font.size": 15.5, "axes.titlesize": 16, "axes.labelsize": 15.5, "legend.fontsize": 15.5}
     looks = {"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False}
-    looks |= {"lines.linewidth": 2.2, "legend.frameon": False}
+    looks |= {"lines.linewidth": 2.2, "legend.frameon": False, "axes.prop_cycle": CYCLE}
     plt.rcParams.update({**sizes, **looks})
 
 
@@ -58,19 +58,20 @@ def below(figure: Figure, axis: plt.Axes, columns: int) -> None:
 
 def plot_labels(splits: Splits) -> Figure:
     """Classes in the three splits, sizes and centres of training boxes; in detection how many digits images have."""
-    several = splits.task == "det"
+    several, kinds = splits.task == "det", "0123456789–" if splits.task == "loc" else "01"
     figure, axes = plt.subplots(1, 3 + several, figsize=(utils.PLOT_WIDTH, 3.8))
     left, middle, right = axes[:3]
     for number, (name, label) in enumerate((("train", "training"), ("val", "validation"), ("test", "test"))):
-        labels = getattr(splits, name).labels.reshape(-1, 6 * (ROWS * COLUMNS) ** several).unflatten(1, (-1, 6))
-        held, classes = labels[..., 0] > 0, labels[..., 5].long()
-        counts = [*classes[held].bincount().tolist(), *([] if several else [int((~held).sum())])]
+        split = getattr(splits, name)
+        labels = split.labels.reshape(len(split), -1, 6)
+        held = labels[..., 0] > 0
+        counts = torch.where(held, labels[..., 5], 10).long().flatten().bincount(minlength=11)[: len(kinds)].numpy()
         style = {"width": 0.27, "label": label, "color": (RED, BLUE, GREEN)[number]}
-        left.bar(np.arange(len(counts)) + (number - 1) * 0.27, np.array(counts) / sum(counts), **style)
+        left.bar(np.arange(len(kinds)) + (number - 1) * 0.27, counts / counts.sum(), **style)
         if several:
             digits = held.sum(1).bincount(minlength=5)[1:] / len(held)
             axes[3].bar(np.arange(1, len(digits) + 1) + (number - 1) * 0.27, digits.numpy(), **style)
-    left.set_xticks(range(len(counts)), [*map(str, range(len(counts) - (not several))), *["–"] * (not several)])
+    left.set_xticks(range(len(kinds)), kinds)
     left.set(title="classes", xlabel="digit", ylabel="share of the split")
     boxes = torch.cat([each["boxes"] for each in utils.true_boxes(splits.train.labels)])
     bins = np.arange(0, 45) - 0.5
@@ -97,8 +98,6 @@ def plot_grid(image: Tensor, label: Tensor) -> Figure:
         utils.draw_box(left, box, str(class_id.item()), utils.DRAW_TRUE, below=False)
         left.plot(*((box[:2] + box[2:]) / 2).tolist(), "+", color=utils.DRAW_TRUE, markersize=10, markeredgewidth=2)
     right.set(xlim=(0, WIDTH), ylim=(HEIGHT, 0), xticks=[], yticks=[], aspect="equal")
-    for axis in (left, right):
-        draw_grid(axis)
     for row, column in itertools.product(range(ROWS), range(COLUMNS)):
         pc, *box, class_id = label[row, column].tolist()
         lines = [f"{name} = {value:.2f}" for name, value in zip("xywh", box, strict=True)]
@@ -107,22 +106,16 @@ def plot_grid(image: Tensor, label: Tensor) -> Figure:
         right.text(*place, text, ha="center", va="center", color=colour, fontsize=11)
     left.set_title("image and grid")
     right.set_title("labels of the cells")
-    return figure
-
-
-def draw_grid(axis: plt.Axes) -> None:
-    """The borders of detection's cells over an image."""
-    for column in range(1, COLUMNS):
-        axis.axvline(column * WIDTH / COLUMNS, color="gold", linewidth=1.2)
-    for row in range(1, ROWS):
-        axis.axhline(row * HEIGHT / ROWS, color="gold", linewidth=1.2)
+    return add_grid(figure)
 
 
 def add_grid(figure: Figure) -> Figure:
-    """The borders of detection's cells over every image of a figure."""
-    for axis in figure.axes:
-        if axis.images:
-            draw_grid(axis)
+    """The borders of detection's cells in every panel of a figure that is not switched off."""
+    for axis in (axis for axis in figure.axes if axis.axison):
+        for column in range(1, COLUMNS):
+            axis.axvline(column * WIDTH / COLUMNS, color="gold", linewidth=1.2)
+        for row in range(1, ROWS):
+            axis.axhline(row * HEIGHT / ROWS, color="gold", linewidth=1.2)
     return figure
 
 
@@ -134,62 +127,52 @@ def plot_edges(model: nn.Sequential, split: Split) -> Figure:
     is to be an edge of a box. Triangles mark the true edges."""
     sides = analysis.edge_probabilities(model, split.images)
     outputs = utils.infer(model, split.images).cpu()
-    matches, cells = utils.match(outputs, split.labels), ROWS * COLUMNS if split.task == "det" else 1
-    truth = [each["boxes"] for each in utils.true_boxes(split.labels)]
+    detected = utils.match(outputs, split.labels).detected.view(len(split), -1)
+    truth, guesses = [each["boxes"] for each in utils.true_boxes(split.labels)], utils.decode(outputs)
     figure = plt.figure(figsize=(utils.PLOT_WIDTH, utils.PLOT_WIDTH / len(split) * 0.86))
     for number, panel in enumerate(np.atleast_1d(figure.subfigures(1, len(split)))):
-        top, right, image = _image_with_sides(panel)
+        layout = {"width_ratios": (5, 1), "height_ratios": (1, 4), "gridspec_kw": {"hspace": 0, "wspace": 0}}
+        (top, corner), (image, right) = panel.subplots(2, 2, **layout)
+        corner.axis("off")
+        top.set(xlim=(0, WIDTH), ylim=(-0.12, 1), xticks=[], yticks=[0, 1])
+        right.set(ylim=(HEIGHT, 0), xlim=(-0.12, 1), yticks=[], xticks=[0, 1])
+        top.set_title("probability of left and right edge", fontsize=15.5)
+        right.set_ylabel("of top and bottom edge", fontsize=15.5)
+        right.yaxis.set_label_position("right")
         utils.draw_image(image, split.images[number])
         image.set_aspect("auto")  # the panel has the image's shape
         for box in truth[number]:
             utils.draw_box(image, box, "", utils.DRAW_TRUE, below=False)
-        for box, class_id in zip(*list(utils.decode(outputs[number : number + 1])[0].values())[:2], strict=True):
+        for box, class_id in zip(guesses[number]["boxes"], guesses[number]["labels"], strict=True):
             utils.draw_box(image, box, str(int(class_id)), utils.DRAW_PREDICTED, below=True)
-        for cell in matches.detected.view(-1, cells)[number].nonzero()[:, 0].tolist():
-            for side, probability in enumerate(each[number].flatten(0, 1)[cell].numpy() for each in sides):
-                colour, along = (BLUE, ORANGE)[side % 2], np.arange(len(probability))
-                if side < 2:
-                    top.fill_between(along, probability, step="mid", color=colour, alpha=0.75, linewidth=0)
-                else:
-                    right.fill_betweenx(along, probability, step="mid", color=colour, alpha=0.75, linewidth=0)
+        for cell in detected[number].nonzero()[:, 0].tolist():
+            fills = (top.fill_between, top.fill_between, right.fill_betweenx, right.fill_betweenx)
+            for fill, colour, side in zip(fills, (BLUE, ORANGE, BLUE, ORANGE), sides, strict=True):
+                probability = side[number].flatten(0, 1)[cell].numpy()
+                fill(np.arange(len(probability)), probability, step="mid", color=colour, alpha=0.75, linewidth=0)
         for x0, y0, x1, y1 in truth[number].tolist():
             top.plot([x0, x1], [-0.06] * 2, "^", color=utils.DRAW_TRUE, markersize=8, clip_on=False)
             right.plot([-0.06] * 2, [y0, y1], "<", color=utils.DRAW_TRUE, markersize=8, clip_on=False)
     return figure
 
 
-def _image_with_sides(panel: Any) -> tuple[plt.Axes, plt.Axes, plt.Axes]:
-    """Axes for a strip above an image, one to its right, and the image."""
-    axes = panel.subplots(2, 2, width_ratios=(5, 1), height_ratios=(1, 4), gridspec_kw={"hspace": 0, "wspace": 0})
-    axes[0, 1].axis("off")
-    axes[0, 0].set(xlim=(0, WIDTH), ylim=(-0.12, 1), xticks=[], yticks=[0, 1])
-    axes[1, 1].set(ylim=(HEIGHT, 0), xlim=(-0.12, 1), yticks=[], xticks=[0, 1])
-    axes[0, 0].set_title("probability of left and right edge", fontsize=15.5)
-    axes[1, 1].set_ylabel("of top and bottom edge", fontsize=15.5)
-    axes[1, 1].yaxis.set_label_position("right")
-    return axes[0, 0], axes[1, 1], axes[1, 0]
-
-
 @torch.inference_mode()
 def plot_diagram(network: models.GridNetwork) -> Figure:
     """The way of an image through a `GridNetwork`: down to context, up again to locations, and to the answer."""
-    outputs: dict[str, Tensor] = {}
-    for name, part in {**dict(network.backbone.named_children()), "head": network.head}.items():
+    outputs = {"image": torch.zeros(1, *models.IMAGE)}
+    for name, part in (*network.backbone.named_children(), ("head", network.head), ("answer", network)):
         part.register_forward_hook(lambda layer, inputs, output, name=name: outputs.update({name: output}))
-    network.eval()(torch.zeros(1, *models.IMAGE))
-    sizes = {name: "×".join(map(str, output.shape[1:])) for name, output in outputs.items()}
+    network.eval()(outputs["image"])
     where = {"image": (0, 3), "stage2": (3, 3), "stage4": (3, 2), "stage8": (3, 1), "stage16": (3, 0)}
     where |= {"lateral": (6.4, 1), "merge": (6.4, 2), "head": (9.4, 2), "answer": (12.4, 2)}
     said = {"stage2": "half size", "stage4": "a quarter", "stage8": "an eighth", "stage16": "a sixteenth"}
     said |= {"lateral": "add, 1×1 conv", "merge": "add, 3×3 conv", "head": "1×1 conv"}
     said |= {"image": "image", "answer": "weighted mean"}
-    cells = f"×{network.rows}×{network.columns}" * (network.rows * network.columns > 1)
-    sizes |= {"image": "1×48×60", "answer": f"{5 + network.classes}{cells}"}
     figure, axis = plt.subplots(figsize=(utils.PLOT_WIDTH, 3.9))
     for name, (x, y) in where.items():
-        colours = {"facecolor": "#dbe9f6", "edgecolor": BLUE}
-        axis.add_patch(FancyBboxPatch((x, y), 2, 0.56, boxstyle="round,pad=0.08", **colours))
-        axis.text(x + 1, y + 0.28, f"{said[name]}\n{sizes[name]}", ha="center", va="center", fontsize=14)
+        size = "×".join(map(str, outputs[name].shape[1:]))
+        axis.add_patch(FancyBboxPatch((x, y), 2, 0.56, boxstyle="round,pad=0.08", facecolor="#dbe9f6", edgecolor=BLUE))
+        axis.text(x + 1, y + 0.28, f"{said[name]}\n{size}", ha="center", va="center", fontsize=14)
     ways = ("image stage2", "stage4 merge", "stage8 lateral", "merge head", "head answer")  # to the right
     ways += ("stage2 stage4", "stage4 stage8", "stage8 stage16", "lateral merge", "stage16 lateral")
     for way in ways:
@@ -213,7 +196,7 @@ def plot_curves(runs: Sequence[Run]) -> Figure:
     for run, row in zip(runs, axes, strict=True):
         epochs = range(1, len(run.history["val_mean"]) + 1)
         for axis, (name, title) in zip(row, (("loss", "loss"), ("accuracy", "accuracy"), ("iou", "IoU")), strict=True):
-            for part, label, colour, style in PARTS:
+            for part, label, colour, style in (("train", "training", RED, "--"), ("val", "validation", BLUE, "-")):
                 axis.plot(epochs, run.history[f"{part}_{name}"], style, color=colour, label=label)
             axis.axvline(run.best_epoch, color="grey", linestyle=":", label="best epoch")
             axis.set(title=f"{run.name}: {title}", yscale="log" if name == "loss" else "linear")
@@ -232,7 +215,6 @@ def plot_study(rows: dict[str, Sequence[dict[str, Any]]], panels: dict[str, str]
     columns of "curves" named, with its title; losses on a logarithmic axis."""
     figure, axes = plt.subplots(1, len(panels), figsize=(utils.PLOT_WIDTH, 4.2), squeeze=False)
     for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
-        axis.set_prop_cycle(CYCLE)
         for label, mine in rows.items():
             length = min(len(row["curves"][name]) for row in mine)
             mean = np.mean([row["curves"][name][:length] for row in mine], axis=0)
@@ -247,7 +229,7 @@ def plot_recipes(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axis = plt.subplots(figsize=(utils.PLOT_WIDTH / 2, 0.55 * len(rows) + 1.5))
     for number, row in enumerate(rows):
         old, new = row["the reference's recipe"], row["ours"]
-        axis.plot([old, new], [number] * 2, color="lightgrey", linewidth=5, zorder=1)
+        axis.plot([old, new], [number] * 2, "-", color="lightgrey", linewidth=5, zorder=1)
         axis.plot(old, number, "s", color=ORANGE, markersize=9, label="the reference's recipe" if not number else None)
         axis.plot(new, number, "o", color=BLUE, markersize=9, label="our recipe" if not number else None)
     axis.set_yticks(range(len(rows)), [row["network"] for row in rows])
@@ -263,7 +245,6 @@ def plot_reproduction(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(1, max(1, len(rows)), figsize=(utils.PLOT_WIDTH, 3.8), squeeze=False)
     for axis, row in zip(axes[0], rows):
         curves = row["curves"]["val_reference_mean"], published_curves(row["network"])["val_mean"]
-        axis.set_prop_cycle(CYCLE)
         for values, where in zip(curves, ("here", "published"), strict=True):
             axis.plot(range(1, len(values) + 1), values, marker="", label=where)
         axis.set(title=row["network"], xlabel="epoch")
@@ -279,7 +260,6 @@ def plot_noise(rows: Sequence[dict[str, Any]]) -> Figure:
     """Accuracy and IoU over the strength of the noise, see `Lab.noise_rows`."""
     figure, axes = plt.subplots(1, 2, figsize=(utils.PLOT_WIDTH, 4.2))
     for axis, (name, title) in zip(axes, (("accuracy", "accuracy"), ("iou", "IoU")), strict=True):
-        axis.set_prop_cycle(CYCLE)
         for network in dict.fromkeys(row["network"] for row in rows):
             points = [(row["noise"], row[name]) for row in rows if row["network"] == network]
             axis.plot(*zip(*points, strict=True), label=network)
@@ -310,28 +290,19 @@ def plot_errors(outputs: Tensor, split: Split, visible: Matches | None = None) -
     labels, matches = split.labels, utils.match(outputs, split.labels)
     figure, (left, right) = plt.subplots(1, 2, figsize=(utils.PLOT_WIDTH, 4.6))
     errors, steps = analysis.edge_errors(outputs, labels).round().clamp(-5, 5), np.arange(-5, 6)
-    left.set_prop_cycle(CYCLE)
     for number, side in enumerate(analysis.SIDES):
         shares = [(errors[:, number] == step).float().mean().item() or np.nan for step in steps]  # 0 has no logarithm
         left.plot(steps, shares, label=side)
     left.set(title="edges", xlabel="predicted − true, pixels (±5: or more)", ylabel="share of detected digits")
     left.set(yscale="log", xticks=steps)
     left.legend(loc="upper left", handlelength=2.4)
-    left_edge, top, right_edge, bottom = analysis.pixel_boxes(labels).T
-    size = ((right_edge - left_edge) * (bottom - top)).clamp(min=0).sqrt()
-    points: dict[str, list[tuple[float, float]]] = {}
-    for low, high in itertools.pairwise(np.arange(3, 36, 3)):
-        mine = matches.digit & (size >= low) & (size < high)
-        hit = mine & matches.detected
-        if hit.sum() < 2:  # too few for a mean
-            continue
-        values = {"share detected": hit.sum() / mine.sum(), "IoU": matches.iou[hit].mean()}
-        values |= {"IoU of the visible ink's box": visible.iou[mine].mean()} if visible else {}
-        for name, value in values.items():
-            points.setdefault(name, []).append(((low + high) / 2, value.item()))
-    right.set_prop_cycle(CYCLE)
-    for name, line in points.items():
-        right.plot(*zip(*line, strict=True), label=name)
+    size, hit = box_area(analysis.pixel_boxes(labels)).clamp(min=0).sqrt(), matches.digit & matches.detected
+    groups = {low + 1.5: (size >= low) & (size < low + 3) for low in range(3, 33, 3)}  # by their middle
+    groups = {middle: mine for middle, mine in groups.items() if (hit & mine).sum() >= 2}  # fewer have no mean
+    curves = {"share detected": (matches.digit, matches.detected), "IoU": (hit, matches.iou)}
+    curves |= {"IoU of the visible ink's box": (matches.digit, visible.iou)} if visible else {}
+    for name, (digits, values) in curves.items():
+        right.plot([*groups], [values[mine & digits].float().mean() for mine in groups.values()], label=name)
     right.set(title="small and large digits", xlabel="true box, square root of its area in pixels")
     right.legend(loc="lower right")
     return figure

@@ -1,6 +1,5 @@
 """What comes out of a task: results.json and histories, written and read, and others' published figures."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from data import DataError
+from data import FOLDER, DataError
 from data.files import load_json, load_pickle, lock, save_json, save_pickle
 from training.runs import Run
 from training.settings import NAMES, Settings
@@ -27,9 +26,6 @@ BASELINES = {
     "visible": "the box around the digit's visible ink",
     "bright": "bright patches: nothing learnt",
 }
-
-
-# ---------------------------------------------------------------------------------------------- what is kept
 
 
 def published_results(task: str) -> dict[str, Any] | None:
@@ -57,18 +53,9 @@ def save_results(folder: Path, task: str, results: dict[str, Any]) -> None:
 
 def summarize(run: Run) -> dict[str, Any]:
     """What is told of a run, as plain values."""
-    return {
-        "parameters": run.parameters,
-        "n_train": run.n_train,
-        "best_epoch": run.best_epoch,
-        "epochs": len(run.history["seconds"]),
-        "seconds": round(run.seconds, 1),
-        "settings": asdict(run.settings),
-        "trained_on": run.trained_on,
-        "train": run.train,
-        "val": run.val,
-        "ends": loss_ends(run.history),
-    }
+    about = {name: getattr(run, name) for name in ("parameters", "n_train", "best_epoch", "trained_on", "train", "val")}
+    about |= {"settings": asdict(run.settings), "epochs": len(run.history["seconds"]), "seconds": round(run.seconds, 1)}
+    return {**about, "ends": loss_ends(run.history)}
 
 
 def save_histories(runs: Sequence[Run], path: Path) -> None:
@@ -90,15 +77,9 @@ def load_published(network: type[nn.Module], task: str) -> Run:
         raise DataError(f"{path}: holds no history of {network.__name__}") from error
 
 
-CURVES = Path(__file__).resolve().parent.parent / "data" / "reference_curves.json"
-
-
 def published_curves(network: str) -> dict[str, list[float]]:
     """The published "train_mean", "val_mean", "train_loss" and "val_loss" of a network of the reference's."""
-    return json.loads(CURVES.read_text(encoding="utf-8"))[network]
-
-
-# ---------------------------------------------------------------------------------------------- what curves say
+    return load_json(FOLDER / "reference_curves.json")[network]
 
 
 def select_best(runs: Sequence[Run]) -> Run:

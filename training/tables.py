@@ -100,17 +100,14 @@ def compare_runs(runs: Sequence[Run], best: Run) -> str:
 
 def fit_table(runs: Sequence[Run], fits: dict[str, dict[str, float]]) -> str:
     """How well networks fit their training images, as a Markdown table. fits: see `Lab.score_fit`."""
-    columns = {"name": "network", "train": "mean, training", "val": "mean, validation"}
-    columns |= {"train_wrong": "digits wrong, training", "val_wrong": "digits wrong, validation"}
-    columns |= {"lowest": "lowest validation loss in epoch", "since": "validation loss since then"}
     rows = []
     for run in runs:
-        row: Row = {"name": run.name}
-        for part, scores in (("train", fits[run.name]), ("val", run.val)):
-            row |= {part: scores["mean"], f"{part}_wrong": f"{1 - scores['digit_accuracy']:.1%}"}
-        ends = loss_ends(run.history)
-        rows.append({**row, "lowest": ends["lowest"], "since": f"×{ends['val']:.2f}"})
-    return markdown_table(rows, columns)
+        parts, ends = {"training": fits[run.name], "validation": run.val}, loss_ends(run.history)
+        row = {"network": run.name, **{f"mean, {part}": scores["mean"] for part, scores in parts.items()}}
+        row |= {f"digits wrong, {part}": f"{1 - scores['digit_accuracy']:.1%}" for part, scores in parts.items()}
+        row["lowest validation loss in epoch"] = ends["lowest"]
+        rows.append({**row, "validation loss since then": f"×{ends['val']:.2f}"})
+    return markdown_table(rows)
 
 
 def settings_table(recipes: dict[str, Settings]) -> str:
@@ -140,10 +137,7 @@ def study_table(task: str, name: str) -> str:
 
 def by_id(task: str, study: str) -> dict[str, list[Row]]:
     """The rows of a study by their id, a row per seed, in the plan's order."""
-    groups: dict[str, list[Row]] = {}
-    for row in read_rows(task, study):
-        groups.setdefault(row["id"], []).append(row)
-    return groups
+    return {id: [*rows] for id, rows in itertools.groupby(read_rows(task, study), lambda row: row["id"])}
 
 
 def mean_of(rows: Sequence[Row], name: str) -> float:
@@ -163,9 +157,9 @@ def change(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float]:
     return statistics.mean(means[0]) - statistics.mean(means[1]), sum(errors) ** 0.5
 
 
-def last_mean(row: Row, name: str = "val_mean", end: int | None = None) -> float:
-    """The mean of a curve over the LAST epochs, or those before the end given."""
-    return statistics.mean(row["curves"][name][:end][-LAST:])
+def last_mean(row: Row, end: int | None = None) -> float:
+    """The mean of the validation mean over the LAST epochs, or those before the end given."""
+    return statistics.mean(row["curves"]["val_mean"][:end][-LAST:])
 
 
 def score_rows(task: str, study: str) -> list[Row]:
