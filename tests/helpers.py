@@ -10,6 +10,7 @@ from torch import nn
 
 import models
 import training
+import utils
 from training import Hooks, Settings, runs
 
 SHORT = Settings(epochs=4, batch_size=16, learning_rate=0.02, momentum=0.9, seed=7)
@@ -47,6 +48,11 @@ def interrupted(sets, folder, epoch, task="loc", settings=SHORT, step=1):
     with pytest.raises(KeyboardInterrupt):
         fit(sets, folder, task, settings, hooks=call_in(epoch, step, Mock(side_effect=KeyboardInterrupt)))
     return next(folder.iterdir())
+
+
+def evaluate(network, split):
+    """The metric of a network on a split."""
+    return utils.score(utils.infer(network, split.images), split.labels)
 
 
 NEVER = Hooks(on_step=lambda state, step: pytest.fail(f"epoch {state.epoch + 1} is trained again"))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, NEVER, RICH, SHORT, Tiny, Tiny2, call_in, fit, interrupted, same_run
+from helpers import CPU, NEVER, RICH, SHORT, Tiny, Tiny2, call_in, evaluate, fit, interrupted, same_run
 
 import data
 import models
@@ -52,7 +52,7 @@ def test_runs_are_continued_and_loaded(sets, undisturbed, tmp_path, monkeypatch,
 def test_scores_are_of_the_images_trained_on_and_of_equal_epochs_the_first_is_best(sets, tmp_path):
     fixed = fit(sets, tmp_path, settings=replace(SHORT, learning_rate=0.0), n_train=24)
     assert (fixed.status, fixed.best_epoch) == ("trained", 1)
-    assert fixed.train == pytest.approx(utils.evaluate(fixed.load(CPU), sets["loc"].train[:24]), abs=1e-5)
+    assert fixed.train == pytest.approx(evaluate(fixed.load(CPU), sets["loc"].train[:24]), abs=1e-5)
     assert fixed.load(CPU)[0].mean == utils.Normalize.fit(sets["loc"].train.images).mean  # of all images
 
 
@@ -62,7 +62,7 @@ def build(network=Tiny, recipe=SHORT, **options):
 
 def test_weights_and_every_epochs_order_and_moves_follow_from_the_seed(sets):
     def drawn(epoch, recipe=SHORT, **changes):
-        batches = list(loop.draw_batches(sets["loc"].train, replace(recipe, **changes), epoch))
+        batches = list(loop.batches(sets["loc"].train, replace(recipe, **changes), epoch))
         assert [len(images) for images, _ in batches] == [16, 16, 16, 16, 8]
         images, labels = map(torch.cat, zip(*batches))
         return list(zip(images.flatten(1).sum(1).tolist(), labels.tolist()))
@@ -107,7 +107,7 @@ def test_loaded_weights_give_the_scores_and_samples_of_the_best_epoch(sets, undi
     assert saved.validation == run.val
     for network in (run.load(CPU), saved.network):
         assert not network.training
-        assert utils.evaluate(network, val) == pytest.approx(run.val, abs=1e-5)
+        assert evaluate(network, val) == pytest.approx(run.val, abs=1e-5)
     samples = utils.infer(network, val.images)[: loop.VAL_SAMPLES]
     torch.testing.assert_close(torch.tensor(run.val_samples[run.best_epoch - 1]), samples, rtol=1e-4, atol=1e-5)
 
@@ -203,7 +203,7 @@ def test_what_a_lab_has_saved_another_reads(sets, tmp_path, monkeypatch, capsys)
     made = lab.train(networks)
     assert re.findall(r"\w+: trained, \d+", capsys.readouterr().out) == ["Tiny: trained, 24", "CompactNet: trained, 72"]
     saved = save(made)
-    assert saved["networks"]["Tiny"]["fit"] == utils.evaluate(made[0].load(), sets["loc"].train[:24])
+    assert saved["networks"]["Tiny"]["fit"] == evaluate(made[0].load(), sets["loc"].train[:24])
     assert (saved["selected"], [*saved["others"]]) == ("CompactNet", ["Tiny"])
     assert "profile `smoke`" in lab.notice().data
     rows = {(row["noise"], row["network"]): row for row in saved["noise"]}
