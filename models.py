@@ -18,19 +18,16 @@ IMAGE = (1, HEIGHT, WIDTH)  # channel, height, width
 
 
 def conv(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
-    """Convolution, batch norm if asked for, ReLU."""
-    return [*_conv(inputs, outputs, kernel, padding, norm), nn.ReLU(inplace=True)]
+    """Convolution, whose kernel is square or (height, width), batch norm if asked for, ReLU."""
+    batch_norm = [nn.BatchNorm2d(outputs)] if norm else []
+    return [nn.Conv2d(inputs, outputs, kernel, padding=padding), *batch_norm, nn.ReLU(inplace=True)]
 
 
 def conv_pool(inputs: int, outputs: int, kernel=3, padding: int = 1, norm: bool = False) -> list[nn.Module]:
     """Convolution, batch norm if asked for, max pooling that halves height and width, rounding down, and ReLU: behind
     the pooling for a quarter of the work and the same results and gradients."""
-    return [*_conv(inputs, outputs, kernel, padding, norm), nn.MaxPool2d(2, 2), nn.ReLU(inplace=True)]
-
-
-def _conv(inputs: int, outputs: int, kernel: int | tuple[int, int], padding: int, norm: bool) -> list[nn.Module]:
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=padding)]
-    return [*layers, nn.BatchNorm2d(outputs)] if norm else layers
+    *layers, relu = conv(inputs, outputs, kernel, padding, norm)
+    return [*layers, nn.MaxPool2d(2, 2), relu]
 
 
 def linear(inputs: int, outputs: int) -> list[nn.Module]:
@@ -235,7 +232,9 @@ class GridNetwork(nn.Module):
 
     OPTIONS = ("width", "depth", "center_gate", "round_edges")  # arguments that a run's settings give
     iou_quality = True  # whether evaluation multiplies confidence by the expected IoU
-    rows, columns, classes = 1, 1, 10  # class logits: one for two classes
+    rows: int
+    columns: int
+    classes: int  # how many class logits each cell has
 
     def __init__(self, width: int = 80, depth: int = 3, center_gate: bool = True, round_edges: bool = True):
         super().__init__()
@@ -244,19 +243,14 @@ class GridNetwork(nn.Module):
         self.backbone = Backbone(width, depth)
         self.head = nn.Conv2d(width, 1 + self.classes + 4 * OFFSETS, 1)  # 12x15
         nn.init.zeros_(self.head.bias)
-        nn.init.constant_(self.head.bias[:1], -math.log(12 * 15 // cells))  # confidences begin at about one half
+        nn.init.constant_(self.head.bias[:1], -math.log(12 * 15 // cells))  # every confidence begins at about one half
         self.register_buffer("across", offset_table(15, WIDTH), persistent=False)
         self.register_buffer("down", offset_table(12, HEIGHT), persistent=False)
 
     def cells(self, images: Tensor) -> tuple[Tensor, Tensor, Edges]:
-        """Confidence logits (N, rows, columns), class logits (N, rows, columns, classes), and edges."""
+        """Confidence logits (N, rows, columns), class logits (N, rows, columns, classes), and edges; all float32."""
         check_images(self, images)
-        votes = self.head(self.backbone(images))  # (N, 1 + classes + 4 * OFFSETS, 12, 15)
-        with torch.autocast(votes.device.type, enabled=False):  # bfloat16 would be half a pixel off
-            return self.tally(votes.float())
-
-    def tally(self, votes: Tensor) -> tuple[Tensor, Tensor, Edges]:
-        """What `cells` returns, from what the locations predict, (N, 1 + classes + 4 * OFFSETS, 12, 15)."""
+        votes = self.head(self.backbone(images)).float()  # (N, 1 + classes + 4 * OFFSETS, 12, 15)
         votes = votes.unflatten(3, (self.columns, -1)).unflatten(2, (self.rows, -1))
         votes = votes.permute(0, 2, 4, 3, 5, 1)  # (N, rows, columns, locations down, locations across, ...)
         certainty, classes, offsets = votes.split((1, self.classes, 4 * OFFSETS), -1)
@@ -266,8 +260,9 @@ class GridNetwork(nn.Module):
         offsets = weight[..., None] * offsets.unflatten(-1, (4, OFFSETS)).softmax(-1)
         # From offsets to pixels. Left and right do not depend on a location's row, nor top and bottom on its column.
         across, down = self.across.unflatten(1, (self.columns, -1)), self.down.unflatten(1, (self.rows, -1))
-        sides = torch.einsum("nrcxed,ecxdp->nrcep", offsets[..., :2, :].sum(3), across)  # (N, rows, columns, 2, 60)
-        ends = torch.einsum("nrcyed,erydp->nrcep", offsets[..., 2:, :].sum(4), down)  # (N, rows, columns, 2, 48)
+        with torch.autocast(votes.device.type, enabled=False):  # bfloat16 would be half a pixel off
+            sides = torch.einsum("nrcxed,ecxdp->nrcep", offsets[..., :2, :].sum(3), across)  # (N, rows, columns, 2, 60)
+            ends = torch.einsum("nrcyed,erydp->nrcep", offsets[..., 2:, :].sum(4), down)  # (N, rows, columns, 2, 48)
         return certainty.logsumexp(-1), classes, Edges(*sides.unbind(-2), *ends.unbind(-2))
 
     def forward(self, images: Tensor) -> Tensor | TrainOutputs:
@@ -325,6 +320,8 @@ def offset_table(locations: int, size: int) -> Tensor:
 
 
 class CompactNet(GridNetwork):  # localization: the whole image is the one cell
+    rows, columns, classes = 1, 1, 10
+
     def lay_out(self, cells: Tensor) -> Tensor:
         return cells.flatten(1)  # (N, 1, 1, 15) -> (N, 15)
 

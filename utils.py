@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert, box_iou, generalized_box_iou_loss
 
 from data import Split
-from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_image, grid_to_lists, task_of
+from data.labels import CLASSES, COLUMNS, HEIGHT, ROWS, WIDTH, cells_to_image, image_rows, task_of
 
 
 # ---------------------------------------------------------------------------------------------- normalization
@@ -131,7 +131,7 @@ def edge_loss(edges: Sequence[Tensor], labels: Tensor) -> Tensor:
     edges: the probabilities of the left, right, top and bottom edge over columns or rows of pixels, (N, 1, 1, 60) or
     (N, 1, 1, 48) in localization, (N, 2, 3, ...) in detection. labels: (N, 6) or (N, 2, 3, 6).
     """
-    rows = (cells_to_image(labels) if task_of(labels) == "det" else labels).reshape(-1, 6)
+    rows = image_rows(labels).reshape(-1, 6)
     digit = rows[:, 0]
     boxes = torch.where(digit[:, None] > 0, rows[:, 1:5], 0.5)
     left, top, right, bottom = box_convert(boxes, "cxcywh", "xyxy").T
@@ -261,14 +261,10 @@ def reference_means(outputs: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def infer(network: nn.Module, images: Tensor, batch_size: int | None = None) -> Tensor:
-    """The network's outputs for all images, on the network's device; it is left in evaluation mode.
-
-    batch_size: by default 512 on a GPU and 128 on a CPU, where more takes gigabytes and gains little.
-    """
+def infer(network: nn.Module, images: Tensor) -> Tensor:
+    """The network's outputs for all images, on the network's device; it is left in evaluation mode."""
     device = next(network.parameters()).device
-    if batch_size is None:
-        batch_size = 128 if device.type == "cpu" else 512
+    batch_size = 128 if device.type == "cpu" else 512  # on a CPU more takes gigabytes and gains little
     network.eval()
     return torch.cat([network(part.to(device)) for part in images.split(batch_size)])
 
@@ -306,66 +302,49 @@ def decode(outputs: Tensor, threshold: float = 0.5, nms_iou: float | None = None
         image = torch.arange(len(outputs), device=outputs.device)[:, None].expand_as(class_id)
         group = image * (int(class_id.max()) + 1) + class_id  # boxes compete within an image and a class
         survivors = batched_nms(boxes[kept], scores[kept], group[kept], nms_iou)
-        among = torch.zeros_like(kept[kept])
-        among[survivors] = True
-        kept[kept.clone()] = among
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    kept = kept.gather(1, order)
-    counts = kept.sum(1).tolist()
-    parts = {
-        "boxes": boxes.gather(1, order[..., None].expand_as(boxes)),
-        "labels": class_id.gather(1, order),
-        "scores": scores.gather(1, order),
-    }
-    columns = {name: values[kept].split(counts) for name, values in parts.items()}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        image, cell = kept.nonzero()[survivors].T
+        kept = torch.zeros_like(kept)
+        kept[image, cell] = True
+    parts, images = {"boxes": boxes, "labels": class_id, "scores": scores}, []
+    for number, order in enumerate(scores.argsort(dim=1, descending=True, stable=True)):
+        best = order[kept[number, order]]
+        images.append({name: values[number, best] for name, values in parts.items()})
+    return images
 
 
 def true_boxes(labels: Tensor) -> list[dict[str, Tensor]]:
     """Labels -> for each image its digits as `decode` gives them, without scores."""
-    lists = (
-        grid_to_lists(labels) if task_of(labels) == "det" else [label[label[:, 0] == 1] for label in labels[:, None]]
-    )
     size = labels.new_tensor((WIDTH, HEIGHT, WIDTH, HEIGHT))
-    return [
-        {"boxes": box_convert(boxes[:, 1:5], "cxcywh", "xyxy") * size, "labels": boxes[:, 5].long()} for boxes in lists
-    ]
+    images = []
+    for rows in image_rows(labels):
+        digits = rows[rows[:, 0] == 1]
+        images.append({"boxes": box_convert(digits[:, 1:5], "cxcywh", "xyxy") * size, "labels": digits[:, 5].long()})
+    return images
 
 
-class AveragePrecision(NamedTuple):
-    """COCO's average precision of a set."""
+def mean_average_precision(outputs: Tensor, labels: Tensor, nms_iou: float | None = None) -> dict[str, float]:
+    """COCO's mean average precision over boxes in pixels: torchmetrics', of what `decode` gives. "map" is over IoU .50
+    to .95, beside it are "map50", "map75", and "map_class0" ... of each class that occurs.
 
-    scores: dict[str, float]  # "map" over IoU .50 to .95, "map50", "map75", and "map_class0" ... of each class
-    precision: Tensor  # (10 IoU thresholds, 101 recall thresholds, classes), NaN where a class does not occur
-
-
-def mean_average_precision(
-    outputs: Tensor, labels: Tensor, threshold: float = 0.01, nms_iou: float | None = None
-) -> AveragePrecision:
-    """Mean average precision over boxes in pixels: torchmetrics', of what `decode` gives.
-
-    Every box down to the low threshold on sigmoid(pc) counts, wherever a network draws its line. Without any prediction
-    all figures are 0. Where boxes lie on whole pixels some IoUs equal a threshold, and whether they reach it is left to
-    float32's last bit, as torchmetrics has it.
+    Every box with a sigmoid(pc) above 0.01 counts, wherever a network draws its line. Without any prediction all values
+    are 0. Where boxes lie on whole pixels some IoUs equal a threshold, and whether they reach it is left to float32's
+    last bit, as torchmetrics has it.
     """
     from torchmetrics.detection import MeanAveragePrecision
 
     metric = MeanAveragePrecision(box_format="xyxy", iou_type="bbox", extended_summary=True)
     metric.warn_on_many_detections = False
     truth = true_boxes(labels.cpu())
-    metric.update(decode(outputs.cpu(), threshold, nms_iou), truth)
-    classes = torch.cat([each["labels"] for each in truth]).unique().tolist()
+    metric.update(decode(outputs.cpu(), 0.01, nms_iou), truth)
     summary = metric.compute()
-    precision = torch.full((10, 101, CLASSES[task_of(labels)]), torch.nan)
-    # torchmetrics counts only the classes that occur among labels and predictions, in order.
-    for number, class_id in enumerate(summary["classes"].reshape(-1).tolist()):
-        if class_id in classes:
-            precision[:, :, class_id] = summary["precision"][:, :, number, 0, -1].clamp(min=0)
-    precision[:, :, [each for each in classes if precision[:, :, each].isnan().any()]] = 0.0
     names = {"map": "map", "map50": "map_50", "map75": "map_75"}
     scores = {name: max(0.0, summary[key].item()) for name, key in names.items()}
-    scores |= {f"map_class{class_id}": precision[:, :, class_id].mean().item() for class_id in classes}
-    return AveragePrecision(scores, precision)
+    precision = torch.zeros(10, 101, CLASSES[task_of(labels)])  # IoU thresholds, recall thresholds, classes
+    # torchmetrics counts only the classes that occur among labels and predictions, in order.
+    precision[:, :, summary["classes"].reshape(-1).long()] = summary["precision"][..., 0, -1].float().clamp(min=0)
+    for class_id in torch.cat([each["labels"] for each in truth]).unique().tolist():
+        scores[f"map_class{class_id}"] = precision[:, :, class_id].mean().item()
+    return scores
 
 
 # ---------------------------------------------------------------------------------------------- drawing
@@ -401,14 +380,15 @@ def draw_box(axes: plt.Axes, box: Tensor, text: str, colour: str, below: bool, r
     )  # fmt: skip
 
 
-def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6, title: str = "") -> Figure:
+def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6) -> Figure:
     """Images with their true boxes and classes in red and, if outputs are given, the predicted ones in blue. Above
     each image stands the IoU, or what is wrong."""
-    truth = true_boxes(split.labels)
-    guesses, notes = [None] * len(split), None
+    shown = [("true", DRAW_TRUE, true_boxes(split.labels))]
+    notes = ["" if len(each["labels"]) else "no digit" for each in shown[0][2]]
     if outputs is not None:
         outputs = outputs.cpu().float()
-        guesses, notes = decode(outputs), draw_notes(outputs, split.labels)
+        shown.append(("predicted", DRAW_PREDICTED, decode(outputs)))
+        notes = draw_notes(outputs, split.labels)
     rows = math.ceil(len(split) / columns)
     size = (PLOT_WIDTH, PLOT_WIDTH / columns * 0.92 * rows + 0.9)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
@@ -416,25 +396,13 @@ def draw_boxes(split: Split, outputs: Tensor | None = None, columns: int = 6, ti
         axis.axis("off")
     for number, axis in enumerate(axes.flat[: len(split)]):
         draw_image(axis, split.images[number])
-        for box, class_id in zip(*truth[number].values(), strict=True):
-            draw_box(axis, box, str(class_id.item()), DRAW_TRUE, below=False)
-        if guesses[number] is not None:
-            for box, class_id in zip(guesses[number]["boxes"], guesses[number]["labels"], strict=True):
-                draw_box(axis, box, str(class_id.item()), DRAW_PREDICTED, below=True)
-        if notes is not None:
-            axis.set_title(textwrap.fill(notes[number], 104 // columns), fontsize=14)  # as wide as the image
-        elif not len(truth[number]["labels"]):
-            axis.set_title("no digit", fontsize=14)
-    draw_legend(figure, predicted=outputs is not None)
-    figure.suptitle(title)
-    return figure
-
-
-def draw_legend(figure: Figure, predicted: bool = True) -> None:
-    """Say below a figure which colour its true and predicted boxes have."""
-    meant = ((DRAW_TRUE, "true"), (DRAW_PREDICTED, "predicted"))[: 1 + predicted]
-    handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for colour, name in meant]
+        for name, colour, boxes in shown:
+            for box, class_id in zip(boxes[number]["boxes"], boxes[number]["labels"], strict=True):
+                draw_box(axis, box, str(class_id.item()), colour, below=name == "predicted")
+        axis.set_title(textwrap.fill(notes[number], 104 // columns), fontsize=14)  # as wide as the image
+    handles = [Rectangle((0, 0), 1, 1, color=colour, label=name) for name, colour, _ in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
 def draw_detections(image: Tensor, boxes: Tensor, texts: Sequence[str]) -> Figure:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, cells_to_image, find_cell, task_of, to_cells
+from data.labels import COLUMNS, HEIGHT, NO_DIGIT, ROWS, WIDTH, find_cell, image_rows, task_of, to_cells
 
 
 def move(images: Tensor, labels: Tensor, max_shift: int, max_stretch: float, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def move(images: Tensor, labels: Tensor, max_shift: int, max_stretch: float, dra
     as is all that would get two digits' centres into one cell. Whole columns and rows are repeated or left out, since
     interpolation would change the noise. What leaves on one side re-enters on the other."""
     task = task_of(labels)
-    rows = (cells_to_image(labels) if task == "det" else labels).reshape(len(labels), -1, 6)  # (N, digits, 6)
+    rows = image_rows(labels)  # (N, digits, 6)
     digit, size = rows[..., 0] > 0, rows.new_tensor((WIDTH, HEIGHT))
     center, half = rows[..., 1:3] * size, rows[..., 3:5] * size / 2
     corners = center - half, center + half  # (N, digits, 2)

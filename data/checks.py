@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from data import Splits, pixel_moments
-from data.labels import HEIGHT, WIDTH, cells_to_image
+from data.labels import HEIGHT, WIDTH, image_rows
 
 BRIGHT = 250  # of 255: 0.98
 FOR_NOISE = 4000  # images from which the background's autocorrelation is computed
@@ -48,7 +48,7 @@ def compare(splits: Splits) -> list[Check]:
     images, labels = splits.train.images, splits.train.labels
     if images.dtype != torch.uint8:
         images = (images * 255).round().byte()
-    rows = labels[:, None] if splits.task == "loc" else cells_to_image(labels).flatten(1, 2)  # (N, digits, 6)
+    rows = image_rows(labels)  # (N, digits, 6)
     digit, size = rows[..., 0] == 1, rows.new_tensor((WIDTH, HEIGHT))
     low = ((rows[..., 1:3] - rows[..., 3:5] / 2) * size).round()  # first column and row with ink, (N, digits, 2)
     high = low + (rows[..., 3:5] * size).round()  # last

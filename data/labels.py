@@ -62,6 +62,11 @@ def cells_to_image(grid: Tensor) -> Tensor:
     return torch.stack((pc, (x + column) / COLUMNS, (y + row) / ROWS, w / COLUMNS, h / ROWS, c), -1).to(grid.dtype)
 
 
+def image_rows(labels: Tensor) -> Tensor:
+    """Labels of either task -> a row per image, (N, 1, 6), or per cell, (N, 6, 6), in fractions of the image."""
+    return labels[:, None] if task_of(labels) == "loc" else cells_to_image(labels).flatten(1, 2)
+
+
 def find_cell(x: Tensor, y: Tensor, rows: int = ROWS, columns: int = COLUMNS) -> tuple[Tensor, Tensor]:
     """Column and row of the cell that a centre, in fractions of the image, belongs to; float, in the tensors' shape. A
     centre on a border belongs to the right or lower cell, on the image's right or bottom edge to the last."""
@@ -103,7 +108,7 @@ def lists_to_grid(lists: Sequence[Tensor] | Sequence[Sequence[Tensor]]) -> Tenso
 
 def grid_to_lists(grid: Tensor) -> list[Tensor]:
     """Grid labels (N, 2, 3, 6) -> for each image its digits (k, 6) in fractions of the image, cell by cell."""
-    rows = cells_to_image(grid).flatten(1, 2)  # (N, 6, 6)
+    rows = image_rows(grid)  # (N, 6, 6)
     digit = rows[..., 0] == 1
     return list(rows[digit].split(digit.sum(1).tolist()))
 
@@ -111,7 +116,7 @@ def grid_to_lists(grid: Tensor) -> list[Tensor]:
 def same_digits(first: Tensor, second: Tensor) -> bool:
     """Whether two sets of grid labels (N, 2, 3, 6) hold the same digits in every image, to float32 rounding: in the
     same cells, or, where a centre lies on a border, in those on either side of it."""
-    one, other = (cells_to_image(grid.double()).flatten(1, 2) for grid in (first, second))  # (N, 6, 6)
+    one, other = (image_rows(grid.double()) for grid in (first, second))  # (N, 6, 6)
     one, other = (torch.where(rows[..., :1] == 1, rows, -1.0) for rows in (one, other))
     near = ((one[:, :, None] - other[:, None]).abs() < 1e-5).all(-1)  # (N, 6, 6), each with each
     as_many = torch.equal((one[..., 0] == 1).sum(1), (other[..., 0] == 1).sum(1))
@@ -122,5 +127,5 @@ def count_digits(lists: Sequence[Tensor], rows: int, columns: int) -> Tensor:
     """How many of each image's digits (k, 6) have their centres in each cell of a grid: (N, rows, columns) int64."""
     image = torch.repeat_interleave(torch.arange(len(lists)), torch.tensor([*map(len, lists)]))
     column, row = find_cell(*torch.cat([*lists])[:, 1:3].double().T, rows, columns)
-    counts = torch.zeros(len(lists), rows, columns, dtype=torch.long)
-    return counts.index_put_((image, row.long(), column.long()), torch.tensor(1), accumulate=True)
+    cell = (image * rows + row.long()) * columns + column.long()
+    return cell.bincount(minlength=len(lists) * rows * columns).view(len(lists), rows, columns)

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,25 +25,19 @@ PER_IMAGE = 1.275  # digits in a detection image, about what comes out of MNIST'
 MARGIN_OF_DIGITS = 1.15  # more of them, so that narrower ones fill as many images
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Background `clip(mean + std * z, 0, 1)`, z of unit variance: Gaussian-filtered and white Gaussian noise."""
-
-    mean: float
-    std: float
-    shares: tuple[tuple[float, float], ...]  # (sigma of the Gaussian filter in pixels, share of the variance)
-
-
+# Background `clip(mean + std * z, 0, 1)`, z of unit variance: Gaussian-filtered and white Gaussian noise. By task mean,
+# std, and for each part of z (sigma of the Gaussian filter in pixels, share of the variance).
 NOISE = {
-    "loc": Noise(0.400, 0.203, ((2.0, 0.62), (1.05, 0.13), (0.0, 0.25))),
-    "det": Noise(0.270, 0.1616, ((2.05, 0.50), (1.05, 0.12), (0.0, 0.38))),
+    "loc": (0.400, 0.203, ((2.0, 0.62), (1.05, 0.13), (0.0, 0.25))),
+    "det": (0.270, 0.1616, ((2.05, 0.50), (1.05, 0.12), (0.0, 0.38))),
 }
 
 
-def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
-    """Backgrounds without digits, (count, 48, 60) uint8."""
+def make_noise(count: int, task: str, noise: float, rng: np.random.Generator) -> Tensor:
+    """Backgrounds without digits, with so many times the task's noise, (count, 48, 60) uint8."""
+    mean, std, parts = NOISE[task]
     z = torch.zeros(count, HEIGHT, WIDTH)
-    for sigma, share in noise.shares:
+    for sigma, share in parts:
         radius = math.ceil(4 * sigma)  # noise wider than the image, so that blurring has no border
         shape = (count, HEIGHT + 2 * radius, WIDTH + 2 * radius)
         part = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
@@ -54,7 +47,7 @@ def make_noise(count: int, noise: Noise, rng: np.random.Generator) -> Tensor:
             down, across = (torch.stack([F.pad(kernel, (at, n - 1 - at)) for at in range(n)]) for n in (HEIGHT, WIDTH))
             part = down @ part @ across.T
         z += math.sqrt(share) * part
-    return z.mul_(noise.std).add_(noise.mean).clamp_(0, 1).mul_(255).round_().byte()
+    return z.mul_(noise * std).add_(mean).clamp_(0, 1).mul_(255).round_().byte()
 
 
 def warp_digits(digits: Tensor, rng: np.random.Generator) -> Tensor:
@@ -133,8 +126,7 @@ def make_images(
         used, warped, boxes, image = (values[image < count] for values in (used, warped, boxes, image))
         column, row = find_cell(boxes[:, 0], boxes[:, 1])
         at = (image, row.long(), column.long())
-    louder = replace(NOISE[task], std=noise * NOISE[task].std)
-    images = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, louder, rng), [*seed, 2])
+    images = _in_chunks(count, lambda part, rng: make_noise(part.stop - part.start, task, noise, rng), [*seed, 2])
     visible = find_boxes(warped > images[image])
     images.view(count, -1).scatter_reduce_(0, image[:, None].expand(-1, HEIGHT * WIDTH), warped.flatten(1), "amax")
     rows = [torch.cat((torch.ones(len(used), 1), box, classes[used, None]), 1) for box in (boxes, visible)]  # (M, 6)

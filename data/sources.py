@@ -31,7 +31,6 @@ _parts += [type(np.dtype(kind)) for kind in ("?", "u1", "i4", "i8", "f2", "f4", 
 ALLOWED = {f"{part.__module__}.{part.__qualname__}": part for part in _parts}
 ALLOWED |= {name.replace("numpy._core", "numpy.core"): part for name, part in ALLOWED.items()}
 
-MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 NO_INTERNET_AFTER = 4.0  # seconds without a word of MNIST's server
 
 
@@ -71,17 +70,12 @@ def load_course(folder: Path, task: str, split: str, log: Log) -> tuple[Tensor, 
     return images, labels, lists
 
 
-def mnist_files(folder: Path) -> list[Path]:
-    """MNIST's four raw files in `folder/MNIST/raw`, there or not."""
-    return [Path(folder) / "MNIST" / "raw" / f"{name}-ubyte" for name in MNIST_FILES]
-
-
 def load_mnist(folder: Path) -> Digits:
     """MNIST (LeCun, Cortes and Burges): 60,000 and 10,000 digits, from the raw files in `folder/MNIST/raw`, the packed
     ones beside them, or the internet. Raises DataError, within some seconds, where it cannot be had."""
     from torchvision.datasets import MNIST
 
-    raw, timeout = mnist_files(folder)[0].parent, socket.getdefaulttimeout()
+    raw, timeout = Path(folder) / "MNIST" / "raw", socket.getdefaulttimeout()
     with naming(raw, "expected MNIST's files; remove them if damaged"), lock(raw, 600):  # others may unpack
         socket.setdefaulttimeout(NO_INTERNET_AFTER)
         try:

@@ -16,10 +16,6 @@ RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)  # with all that a
 CPU = torch.device("cpu")
 
 
-def evaluate(network, split):
-    return utils.score(utils.infer(network, split.images), split.labels)
-
-
 class Tiny(nn.Sequential):  # a localizer that trains in no time
     def __init__(self):
         super().__init__(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))
@@ -50,6 +46,11 @@ def interrupted(sets, folder, epoch, task="loc", settings=SHORT, step=1):
     with pytest.raises(KeyboardInterrupt):
         fit(sets, folder, task, settings, hooks=call_in(epoch, step, Mock(side_effect=KeyboardInterrupt)))
     return next(folder.iterdir())
+
+
+def evaluate(network, split):
+    """The metric of a network on a split."""
+    return utils.score(utils.infer(network, split.images), split.labels)
 
 
 NEVER = Hooks(on_step=lambda state, step: pytest.fail(f"epoch {state.epoch + 1} is trained again"))

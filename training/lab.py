@@ -110,7 +110,7 @@ class Lab:
 
     def _test(self, name: str, outputs: Tensor) -> Test:
         labels = self.splits.test.labels
-        return Test(name, utils.score(outputs, labels) | utils.mean_average_precision(outputs, labels).scores, outputs)
+        return Test(name, utils.score(outputs, labels) | utils.mean_average_precision(outputs, labels), outputs)
 
     def test_baselines(self) -> dict[str, Test]:
         """The `baselines` on the test images, by name."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 import models
 import utils
@@ -30,7 +30,7 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: LRScheduler | None  # steps with every batch
+    schedule: LRScheduler  # of the learning rate; steps with every batch
     precision: str  # "float32" or "bfloat16", of the convolutions in training
     history: dict[str, list[float]] = field(default_factory=dict)  # a list per column, an entry per epoch
     val_samples: list[list] = field(default_factory=list)  # per epoch the outputs for the first validation images
@@ -51,14 +51,13 @@ class TrainState:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict() if self.schedule else None,
+            "schedule": self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.schedule:
-            self.schedule.load_state_dict(state["schedule"])
+        self.schedule.load_state_dict(state["schedule"])
 
 
 class Hooks(NamedTuple):
@@ -101,7 +100,7 @@ def build(
         groups = [{"params": [p for p in model.parameters() if p.ndim > 1]}]
         groups += [{"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
-    schedule = None
+    schedule: LRScheduler = ConstantLR(optimizer, factor=1.0)
     if settings.one_cycle:
         # OneCycleLR divides by 0 where the rise is one step.
         steps = max(math.ceil(2 / settings.warm_up), settings.epochs * math.ceil(n_train / settings.batch_size))
@@ -136,7 +135,7 @@ def train_epoch(
     state: TrainState, train: Split, settings: Settings, on_step: Callable[[TrainState, int], None] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One pass over all images. Returns the outputs that the network was trained on, in that order, their labels, and
-    the mean loss. On a GPU losses are checked at the end of the epoch, so that no step waits for them."""
+    the mean loss. Losses are checked at the end of the epoch, so that no step waits for a GPU."""
     state.model.train()
     losses, outputs, targets = [], [], []
     for step, (images, labels) in enumerate(make_batches(train, settings, state.epoch + 1), 1):
@@ -144,16 +143,13 @@ def train_epoch(
         state.optimizer.zero_grad()
         loss.total.backward()
         state.optimizer.step()
-        if state.schedule:
-            state.schedule.step()
+        state.schedule.step()
         losses.append(torch.stack(loss).detach())
         outputs.append(predicted.detach())
         targets.append(labels)
-        if predicted.device.type == "cpu":
-            check_finite(losses[-1:], state.epoch + 1, step)
         if on_step:
             on_step(state, step)
-    check_finite(losses, state.epoch + 1, 1)
+    check_finite(losses, state.epoch + 1)
     return torch.cat(outputs), torch.cat(targets), torch.stack(losses)[:, 0].mean()
 
 
@@ -189,10 +185,9 @@ def make_batches(train: Split, settings: Settings, epoch: int) -> Iterator[tuple
         yield images, labels
 
 
-def check_finite(losses: list[Tensor], epoch: int, first: int) -> None:
-    """Raise NonFiniteLoss for the first step whose loss or terms, (4,), are not finite; steps count from `first`."""
-    wrong = ~torch.isfinite(torch.stack(losses)).all(1)
-    if wrong.any():
-        bad = int(wrong.nonzero()[0])
-        terms = ", ".join(f"{name} {value:g}" for name, value in zip(utils.Loss._fields, losses[bad].tolist()))
-        raise NonFiniteLoss(f"epoch {epoch}, step {first + bad}: the loss is not finite: {terms}")
+def check_finite(losses: list[Tensor], epoch: int) -> None:
+    """Raise NonFiniteLoss for the first step of an epoch whose loss or terms, (4,), are not finite."""
+    for step, terms in enumerate(torch.stack(losses).tolist(), 1):
+        if not all(map(math.isfinite, terms)):
+            named = ", ".join(f"{name} {value:g}" for name, value in zip(utils.Loss._fields, terms))
+            raise NonFiniteLoss(f"epoch {epoch}, step {step}: the loss is not finite: {named}")

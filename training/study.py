@@ -229,10 +229,10 @@ def examine(run: Run, splits: Splits) -> dict[str, Any]:
     kinds = analysis.failures(utils.match(outputs, val.labels))
     examined: dict[str, Any] = {kind.replace(" ", "_"): int(kinds[kind].sum()) for kind in ("missed", "false positive")}
     if run.task == "det":
-        examined["map"] = utils.mean_average_precision(outputs, val.labels).scores
-        examined["map_nms"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU).scores
+        examined["map"] = utils.mean_average_precision(outputs, val.labels)
+        examined["map_nms"] = utils.mean_average_precision(outputs, val.labels, nms_iou=NMS_IOU)
         if isinstance(model[1], models.GridNetwork):
             model[1].iou_quality = False
             unranked = utils.infer(model, val.images).cpu()
-            examined["map_unranked"] = utils.mean_average_precision(unranked, val.labels).scores
+            examined["map_unranked"] = utils.mean_average_precision(unranked, val.labels)
     return examined
