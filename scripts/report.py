@@ -24,11 +24,11 @@ from training import tables  # noqa: E402
 
 SOURCE, TARGET, FIGURES = HOME / "report" / "report.typ", HOME / "report.pdf", HOME / "figures"
 BOXES = ("train_boxes", "test_boxes", "failures")
-CURVES = ("curves", "curves_own", "recipes", "noise", "box_weight")
+CURVES = ("curves", "curves_own", "noise", "box_weight")
 # The figures that the report shows, and the rows of studies.
 SHOWN = {
     "loc": ("edges", "labels", "diagram", "confusion", "errors", *CURVES, *BOXES),
-    "det": ("grid", "curves", "recipes", *BOXES),
+    "det": ("grid", "curves", *BOXES),
 }
 STUDIES = ("ingredients", "reproduction", "longer")
 
