@@ -6,6 +6,7 @@ import base64
 import os
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -62,6 +63,8 @@ def execute(path: Path, copy: Path) -> None:
         client.show("")
         write(copy, nbformat.writes(notebook) + "\n")
         html, _ = HTMLExporter(config=HTML).from_notebook_node(notebook)
+        for alt in re.findall('"alt": "(.*)"', nbformat.writes(notebook)):  # of figures, which nbconvert leaves out
+            html = html.replace("No description has been provided for this image", escape(alt), 1)
         style = "<style>pre, pre * {font-family: monospace}</style>"  # for source in outputs
         write(copy.with_suffix(".html"), html.replace("</head>", f"{style}</head>"))
 

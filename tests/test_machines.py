@@ -125,7 +125,8 @@ def test_what_fails_is_named_and_nothing_runs_after_bad_style(bad, named, profil
     ("1 / 0", 2, "detection.ipynb failed, ZeroDivisionError: division by zero"),
 ])  # fmt: skip
 def test_one_notebook_runs_alone_and_its_end_is_said(source, lines, said, tmp_path, monkeypatch, capfd):
-    cells = ["import os, signal, time\nprint(os.getpid())", source, "print('never')"]
+    shown = "import os, signal, time\nfrom IPython.display import Image\nprint(os.getpid())\nImage(b'', alt='1 < 2')"
+    cells = [shown, source, "print('never')"]
     cells = [nbformat.v4.new_code_cell(cell, outputs=[], execution_count=9) for cell in cells]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "detection.ipynb")
     monkeypatch.setattr(run, "HOME", tmp_path)
@@ -138,6 +139,6 @@ def test_one_notebook_runs_alone_and_its_end_is_said(source, lines, said, tmp_pa
     assert capfd.readouterr().err == ""  # no warning of the kernel's either
     copy = nbformat.read(tmp_path / "runs" / "smoke" / "detection.ipynb", as_version=4)
     assert copy.cells[2].execution_count is None  # what did not run does not look as if it had
-    assert (tmp_path / "runs" / "smoke" / "detection.html").is_file()
+    assert 'alt="1 &lt; 2"' in (tmp_path / "runs" / "smoke" / "detection.html").read_text(encoding="utf-8")
     with pytest.raises(ProcessLookupError):
         os.kill(int(copy.cells[0].outputs[0].text), 0)
