@@ -52,12 +52,9 @@ def strokes_of(class_id: int, rng: np.random.Generator) -> list[np.ndarray]:
         low, high = ((0.2, 25, -0.15), (0.6, 65, 0.1)) if class_id == 1 else ((0.4, -12, -0.5), (0.8, 14, 0.1))
         length, angle, foot = rng.uniform(low, high)
         end = length * np.array((-np.cos(np.radians(angle)), np.sin(np.radians(angle))))
-        stem, sides, extra = (
-            np.array([end + np.array((0, 0.15)), end, (0, 0), (foot, 1)]),
-            rng.uniform(0.1, 0.6, 2),
-            rng.random(),
-        )
-        base = np.array([(foot - sides[0], 1), (foot + sides[1], 1)])
+        stem = np.array([end + np.array((0, 0.15)), end, (0, 0), (foot, 1)])
+        left, right = rng.uniform(0.1, 0.6, 2)
+        base, extra = np.array([(foot - left, 1), (foot + right, 1)]), rng.random()
         if class_id == 7:  # perhaps with a serif, or crossed
             return [stem[int(rng.random() > 0.2) :]] + [base * (0.5, 0) + (0, rng.uniform(0.4, 0.6))] * (extra < 0.4)
         return [stem[1:]] if extra < 0.6 else [stem[rng.integers(1, 3) :], base]
