@@ -26,13 +26,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, clip_boxes_to_image
+from torchvision.transforms.functional import center_crop
 
 import models
 import utils
 from data import DataError, files
 from data.labels import HEIGHT, WIDTH
-from training import plots
-from training.progress import forgive_output
+from training import guard, plots
 from training.runs import Trained, load_weights
 
 TASKS = {"localization": "loc", "detection": "det"}
@@ -44,7 +45,7 @@ OVERLAP = 0.5  # IoU above which two boxes of one class are one digit, on the bo
 MOST_PIXELS, LEAST_SIDE = 1_000_000, 224  # larger images are shrunk, smaller ones enlarged: pieces have smooth edges
 # Ways of cutting ink out. Of the longer side: what is wider is ground, or a shadow on it. Of the strongest ink's
 # contrast: above that a pixel is ink.
-WAYS = [(window, level) for window in (1 / 5, 1 / 12) for level in (0.35, 0.7, 0.17, 0.08)]
+WINDOWS, LEVELS = (1 / 5, 1 / 12), (0.35, 0.7, 0.17, 0.08)
 LEAST_CONTRAST, NOISE = 0.01, 4.5  # of ink; the latter in multiples of the median noise
 EDGE = 0.6  # of a piece's contrast: more than that right beside it, and it is part of a light, a shadow or a line
 CUT = 0.8  # of the image's height and width: digits that fill more may have been cut out at their box
@@ -64,6 +65,7 @@ Log = Callable[[str], None]
 class Raster(NamedTuple):
     """An image as it was read, and its size before it was shrunk."""
 
+    name: str  # what messages call it
     gray: Tensor  # (1, h, w) float32 in [0, 1], 0 being black
     height: int
     width: int
@@ -83,80 +85,76 @@ def read_image(image: Any, log: Log = print) -> Raster:
 
     Raises DataError where it is none of these, unreadable, empty, or not finite numbers in that range.
     """
-    where, size = _name(image), None
+    name, size = _name(image), None
     if isinstance(image, (str, Path, Image.Image)) or hasattr(image, "read"):
-        image, size = _decode(image, where, log)
+        image, size = _decode(image, name, log)
     elif isinstance(image, Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()  # numpy knows no bfloat16
     if not isinstance(image, np.ndarray):
-        raise DataError(f"{where}: expected a file, a PIL image, an array or a tensor, found {type(image).__name__}")
+        raise DataError(f"{name}: expected a file, a PIL image, an array or a tensor, found {type(image).__name__}")
     channels = next((axis for axis in (2, 0) if image.ndim == 3 and image.shape[axis] in (1, 3, 4)), None)
     if not image.size or (image.ndim != 2 and channels is None):
         expected = "expected (H, W), or 1, 3 or 4 channels before or after that"
-        raise DataError(f"{where}: {expected}, found shape {image.shape}")
-    pixels = _as_floats(image[None] if channels is None else np.moveaxis(image, channels, 0), where)
+        raise DataError(f"{name}: {expected}, found shape {image.shape}")
+    pixels = _as_floats(image[None] if channels is None else np.moveaxis(image, channels, 0), name)
     height, width = size or pixels.shape[1:]
     if (shrink := math.sqrt(MOST_PIXELS / pixels[0].numel())) < 1:
         pixels = F.interpolate(pixels[None], [max(1, int(shrink * side)) for side in pixels.shape[1:]], mode="area")[0]
-    luma = torch.tensor((0.299, 0.587, 0.114))[:, None, None]  # of red, green and blue, as Pillow weighs them
-    if len(pixels) == 4:
-        pixels, alpha = pixels[:3], pixels[3:]
-        if alpha.mean() > 0.9:  # of stray transparent pixels, the ground is what the others are most often
-            ground = pixels[:, alpha[0] > 0.5].median(1).values[:, None, None]
-        else:  # what contrasts with the ink
-            ground = ((pixels * alpha * luma).sum() < 0.5 * alpha.sum()).float()
-            log(f"{where}: transparent, laid over {'white' if ground else 'black'}")
-        pixels = pixels * alpha + ground * (1 - alpha)
+    pixels, alpha = (pixels[:3], pixels[3]) if len(pixels) == 4 else (pixels, None)
     if (pixels == pixels[:1]).all():
-        return Raster(pixels[:1].clone(), height, width)
-    log(f"{where}: in colour, converted to grayscale")
-    gray = (luma * pixels).sum(0, True).mul(255).round().div(255)  # of 8 bits, so that it is read like its gray copy
-    return Raster(gray, height, width)
+        gray = pixels[0].clone()
+    else:
+        log(f"{name}: in colour, converted to grayscale")
+        luma = torch.tensor((0.299, 0.587, 0.114))[:, None, None]  # of red, green and blue, as Pillow weighs them
+        gray = (luma * pixels).sum(0).mul(255).round().div(255)  # of 8 bits, so that it is read like its gray copy
+    if alpha is not None:
+        if alpha.mean() > 0.9:  # of stray transparent pixels, the ground is what the others are most often
+            ground = gray[alpha > 0.5].median()
+        else:  # what contrasts with the ink
+            ground = ((gray * alpha).sum() < 0.5 * alpha.sum()).float()
+            log(f"{name}: transparent, laid over {'white' if ground else 'black'}")
+        gray = gray * alpha + ground * (1 - alpha)
+    return Raster(name, gray[None], height, width)
 
 
-def _as_floats(pixels: np.ndarray, where: str) -> Tensor:
+def _as_floats(pixels: np.ndarray, name: str) -> Tensor:
     """Numbers of any kind that `read_image` takes -> float32 in [0, 1], copied."""
     kind, low, high, top = pixels.dtype.kind, pixels.min(), pixels.max(), 1
     if kind not in "uibf":
-        raise DataError(f"{where}: expected numbers from 0 to 255, or floats in [0, 1], found {pixels.dtype}")
+        raise DataError(f"{name}: expected numbers from 0 to 255, or floats in [0, 1], found {pixels.dtype}")
     if not np.isfinite((low, high)).all():
-        raise DataError(f"{where}: has pixels that are NaN or infinite")
+        raise DataError(f"{name}: has pixels that are NaN or infinite")
     if kind in "ui":
         top = 65535 if kind == "u" and pixels.dtype.itemsize == 2 else 255  # in either order of bytes
     if low < 0 or high > top:
-        raise DataError(f"{where}: expected {pixels.dtype} from 0 to {top}, found {low:.4g} to {high:.4g}")
+        raise DataError(f"{name}: expected {pixels.dtype} from 0 to {top}, found {low:.4g} to {high:.4g}")
     return torch.from_numpy(pixels.astype(np.float32, order="C")) / (top if high > 1 else 1)  # a mask holds 0 and 1
 
 
-def _decode(source: Any, where: str, log: Log) -> tuple[np.ndarray, tuple[int, int]]:
+def _decode(source: Any, name: str, log: Log) -> tuple[np.ndarray, tuple[int, int]]:
     """The pixels of a file, by name or open, or of a PIL image, upright, and the height and width that it has."""
-    path = Path(source) if isinstance(source, (str, Path)) else None
-    if path and path.exists() and not path.is_file() and not path.is_dir():
-        raise DataError(f"{where}: expected a file, found a pipe or a device")  # reading it might never end
-    try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+    if isinstance(source, (str, Path)) and Path(source).exists() and not Path(source).is_file():
+        raise DataError(f"{name}: expected a file, found a folder, a pipe or a device")  # reading might never end
+    with files.naming(name, "cannot be decoded"):  # a damaged image makes Pillow raise nearly anything
+        try:
+            image = source if isinstance(source, Image.Image) else Image.open(source)
+        except UnidentifiedImageError:
+            heic = "save a HEIC image, as some phones take them, as JPEG or PNG first"
+            raise DataError(f"{name}: not an image, or not of a kind that Pillow reads: {heic}") from None
         if image is not source and (count := getattr(image, "n_frames", 1)) > 1:
-            log(f"{where}: holds {count} images, the first is taken")
+            log(f"{name}: holds {count} images, the first is taken")
         image.load()  # a TIFF is turned by this, and then does not ask for it any more
         with contextlib.suppress(Exception):  # EXIF may be damaged
             image = ImageOps.exif_transpose(image)
         if image.mode == "I":
-            raise DataError(f"{where}: expected 8 or 16 bits per pixel, found 32 (PIL's mode I)")
+            raise DataError(f"{name}: expected 8 or 16 bits per pixel, found 32 (PIL's mode I)")
         size = image.height, image.width
         if image.mode != "F" and not image.mode.startswith("I;16"):
             image = image.convert("RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L") else "RGB")
             if (shrink := int(math.sqrt(math.prod(size) / MOST_PIXELS))) > 1:
                 image = image.reduce(shrink)
         return np.asarray(image), size
-    except DataError:
-        raise
-    except UnidentifiedImageError:
-        heic = "save a HEIC image, as some phones take them, as JPEG or PNG first"
-        raise DataError(f"{where}: not an image, or not of a kind that Pillow reads: {heic}") from None
-    except Exception as error:  # a damaged image makes Pillow raise nearly anything
-        reason = getattr(error, "strerror", None) or f"damaged or truncated ({type(error).__name__}: {error})"
-        raise DataError(f"{where}: {reason[0].lower()}{reason[1:]}") from error
 
 
 # ---------------------------------------------------------------------------------------------- digits
@@ -178,9 +176,9 @@ class Digit(NamedTuple):
 class Reading(NamedTuple):
     """The digits of an image, and what there is to say."""
 
+    image: Raster  # upright; boxes are in its pixels
     digits: list[Digit]
     notes: list[str]
-    quarters: int = 0  # turns counterclockwise that lay the image upright; boxes are in pixels of what that gives
 
 
 def find_digits(
@@ -198,7 +196,7 @@ def find_digits(
     Raises DataError for an image or weights that are not what they should be, ValueError for another threshold.
     """
     trained = weights if isinstance(weights, Trained) else _load(weights)
-    return _find(read_image(image, log), _name(image), trained, threshold, log).digits
+    return _find(read_image(image, log), trained, threshold, log).digits
 
 
 def _load(weights: str | Path) -> Trained:
@@ -206,13 +204,13 @@ def _load(weights: str | Path) -> Trained:
     return load_weights(WEIGHTS / f"{models.OURS[TASKS[weights]].__name__}.pt" if weights in TASKS else weights)
 
 
-def _find(image: Raster, where: str, weights: Trained, threshold: float, log: Log) -> Reading:
+def _find(image: Raster, weights: Trained, threshold: float, log: Log) -> Reading:
     """`find_digits` in what was read."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a number in [0, 1], found {threshold}")
     reading = _find_in_noise(image, weights, threshold) or _find_ink(image, weights.task, threshold)
     if reading.notes:
-        log(f"{where}: {image.height}x{image.width} pixels (height x width), {', '.join(reading.notes)}")
+        log(f"{image.name}: {image.height}x{image.width} pixels (height x width), {', '.join(reading.notes)}")
     rows: list[list[Digit]] = []
     for digit in sorted(reading.digits, key=lambda digit: digit.box[1] + digit.box[3]):
         middle = (digit.box[1] + digit.box[3]) / 2
@@ -221,33 +219,14 @@ def _find(image: Raster, where: str, weights: Trained, threshold: float, log: Lo
     return reading._replace(digits=[digit for row in rows for digit in sorted(row)])
 
 
-def draw_digits(image: Any, digits: Sequence[Digit]) -> Figure:
-    """The image with the boxes, classes and scores of its digits; `image` as for `read_image`."""
-    return _draw(read_image(image, lambda text: None), digits)
-
-
-def _draw(image: Raster, digits: Sequence[Digit], quarters: int = 0) -> Figure:
-    """`draw_digits` on what was read, turned."""
-    gray = image.gray.rot90(quarters, (1, 2))
-    scale = gray.shape[2] / (image.height if quarters % 2 else image.width)
+def draw_digits(image: Raster, digits: Sequence[Digit]) -> Figure:
+    """The image with the boxes, classes and scores of its digits."""
+    scale = image.gray.shape[2] / image.width
     boxes = scale * torch.tensor([digit.box for digit in digits]).reshape(-1, 4)
-    return utils.draw_detections(gray, boxes, [f"{digit.class_id}  {digit.score:.2f}" for digit in digits])
+    return utils.draw_detections(image.gray, boxes, [f"{digit.class_id}  {digit.score:.2f}" for digit in digits])
 
 
 # ------------------------------------------------------------------------------- images like the training images
-
-
-def fit_image(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring an image (1, H, W) to 48x60: shrink it if it is larger, keeping its proportions, and lay it in the middle
-    of a frame of its median. Returns that, (1, 48, 60), and the box (4,) `xyxy` where the image lies."""
-    scale = min(1.0, HEIGHT / image.shape[1], WIDTH / image.shape[2])
-    rows, columns = (max(1, round(size * scale)) for size in image.shape[1:])
-    if (rows, columns) != image.shape[1:]:
-        image = F.interpolate(image[None], (rows, columns), mode="bilinear", antialias=True)[0].clamp(0, 1)
-    top, left = (HEIGHT - rows) // 2, (WIDTH - columns) // 2
-    border = (left, WIDTH - columns - left, top, HEIGHT - rows - top)
-    fitted = F.pad(image, border, value=image.median().item())
-    return fitted, torch.tensor((left, top, left + columns, top + rows))
 
 
 def as_trained_on(image: Tensor) -> tuple[Tensor, list[str]] | None:
@@ -275,31 +254,33 @@ def as_trained_on(image: Tensor) -> tuple[Tensor, list[str]] | None:
 
 
 def _find_in_noise(image: Raster, weights: Trained, threshold: float) -> Reading | None:
-    """The digits of an image like the training images, which may have been enlarged; None where it is not."""
+    """The digits of an image like the training images, which may have been enlarged; None where it is not. A smaller
+    one is laid in the middle of a frame of its median."""
     gray = image.gray
-    fitted, place = fit_image(gray)
-    left, top, right, bottom = place.tolist()
-    small = fitted[:, top:bottom, left:right]
+    scale = min(1.0, HEIGHT / gray.shape[1], WIDTH / gray.shape[2])
+    rows, columns = size = [max(1, round(scale * side)) for side in gray.shape[1:]]
+    small = F.interpolate(gray[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
     lost = F.interpolate(small[None], gray.shape[1:], mode="nearest-exact")[0] - gray
     shown = as_trained_on(small) if lost.abs().mean() < 0.05 else None  # else details are lost, no enlarged pixels
     if shown is None:
         return None
     changed, notes = shown
-    notes += [f"scaled to {bottom - top}x{right - left}"] * (small.shape != gray.shape)
-    notes += [f"padded to {HEIGHT}x{WIDTH}"] * (small.shape != fitted.shape)
-    outputs = utils.infer(weights.network, fit_image(changed)[0][None])
+    notes += [f"scaled to {rows}x{columns}"] * (small.shape != gray.shape)
+    notes += [f"padded to {HEIGHT}x{WIDTH}"] * (small.shape != (1, HEIGHT, WIDTH))
+    top, left = (HEIGHT - rows) // 2, (WIDTH - columns) // 2
+    frame = (left, WIDTH - columns - left, top, HEIGHT - rows - top)
+    outputs = utils.infer(weights.network, F.pad(changed, frame, value=changed.median().item())[None])
     if not torch.isfinite(outputs).all():
         raise DataError(f"{weights.path}: weights: the network's outputs are not finite")
     boxes, classes, scores = utils.decode(outputs, threshold, OVERLAP)[0].values()
-    boxes, end = boxes - place[:2].repeat(2), place[2:] - place[:2]
+    boxes = boxes - torch.tensor((left, top, left, top))
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    kept = ((centres >= 0) & (centres <= end)).all(1)  # else it is in the frame, not in the image
+    kept = ((centres >= 0) & (centres <= torch.tensor((columns, rows)))).all(1)  # else it is in the frame
     if changed is not small:
         kept &= scores >= threshold  # the noise may be another than that of the training images
-    scale = torch.tensor((image.width, image.height)) / end
-    boxes = torch.minimum(boxes.clamp(min=0), end.repeat(2)) * scale.repeat(2)
-    rows = zip(boxes[kept].tolist(), classes[kept].tolist(), scores[kept].tolist(), strict=True)
-    return Reading([Digit(tuple(box), class_id, score) for box, class_id, score in rows], notes)
+    boxes = clip_boxes_to_image(boxes, size) * torch.tensor((image.width / columns, image.height / rows) * 2)
+    found = zip(boxes[kept].tolist(), classes[kept].tolist(), scores[kept].tolist(), strict=True)
+    return Reading(image, [Digit(tuple(box), class_id, score) for box, class_id, score in found], notes)
 
 
 # ---------------------------------------------------------------------------------------------- ink
@@ -308,12 +289,8 @@ def _find_in_noise(image: Raster, weights: Trained, threshold: float) -> Reading
 def build_reader() -> nn.Sequential:
     """The reader: pieces of ink (N, 1, 28, 28) in [0, 1], the longer side 20 pixels -> logits (N, 11) of the ten digits
     and of no digit."""
-
-    def conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
-        layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        return layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-
-    layers = *conv(1, 24), *conv(24, 48, 2), *conv(48, 48), *conv(48, 96, 2), *conv(96, 96)
+    conv = Conv2dNormActivation  # 3x3, with batch norm and ReLU; its layers are the reader's own
+    layers = *conv(1, 24), *conv(24, 48, stride=2), *conv(48, 48), *conv(48, 96, stride=2), *conv(96, 96)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 49, 11))
 
 
@@ -321,10 +298,8 @@ def build_reader() -> nn.Sequential:
 def load_reader() -> nn.Sequential:
     """The reader with its published weights. Raises DataError where they are missing or do not fit."""
     reader = build_reader()
-    try:
+    with files.naming(READER, "does not fit the reader"):
         reader.load_state_dict(files.load_tensors(READER))
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise DataError(f"{READER}: does not fit the reader: {' '.join(str(error).split())}") from error
     return reader.eval()
 
 
@@ -350,29 +325,31 @@ def _find_ink(image: Raster, task: str, threshold: float) -> Reading:
     gray = F.interpolate(image.gray[None], scale_factor=enlarge, mode="bilinear")[0, 0].numpy()
     gray = ndimage.gaussian_filter(gray, min(1.5, min(gray.shape) / 300))
     sign, quarters = _sign_of(gray), 0
-    best, complete = _read_ink(sign * gray, WAYS)
+    best, complete = _read_ink(sign * gray, LEVELS)
     for turn in (1, 2, 3):
         if len(best) > FEW and _mean(best) < POOR:  # a digit or two would do as well upside down
-            turned, whole = _read_ink(np.rot90(sign * gray, turn), WAYS)
+            turned, whole = _read_ink(np.rot90(sign * gray, turn), LEVELS)
             if _mean(turned) > _mean(best) + 0.1:
                 best, complete, quarters = turned, whole, turn
     if not complete:
-        other, complete = _read_ink(-sign * gray, WAYS[:1])
+        other, complete = _read_ink(-sign * gray, LEVELS[:1])
         if complete and _fill(other, gray.shape):  # cut out at their box, there may be more ink than ground
             best, sign, quarters = other, -sign, 0
     notes = ["dark on light"] * (sign < 0)
     notes += [f"turned by {90 * quarters} degrees counterclockwise"] * (quarters > 0)
     notes += [f"{len(best)} piece{'s' * (len(best) > 1)} of ink" if best else "nothing stands out from the ground"]
-    y, x = (image.height / gray.shape[0], image.width / gray.shape[1])[:: -1 if quarters % 2 else 1]
+    height, width = (image.width, image.height) if quarters % 2 else (image.height, image.width)
+    image = Raster(image.name, image.gray.rot90(quarters, (1, 2)), height, width)
+    y, x = height / (enlarge * image.gray.shape[1]), width / (enlarge * image.gray.shape[2])
     digits = []
-    for (down, across), scores in ((piece.span, piece.scores) for piece in best):
+    for (down, across), _, scores in best:
         class_id = scores[: 2 if task == "det" else NONE].argmax()  # detection knows zeros and ones alone
         box = x * across.start, y * down.start, x * across.stop, y * down.stop
         digits.append(Digit(box, int(class_id), float(scores[class_id])))
-    kept = [digit for digit in digits if digit.score >= max(threshold, 1e-9)]
+    kept = [digit for digit in digits if digit.score >= threshold]
     if not kept and digits and (likely := max(digits, key=lambda digit: digit.score)).score > 0.2:
         notes.append(f"perhaps a {likely.class_id}, {likely.score:.2f}")
-    return Reading(kept, notes, quarters)
+    return Reading(image, kept, notes)
 
 
 def _sign_of(gray: np.ndarray) -> int:
@@ -403,25 +380,23 @@ def _ink_of(light: np.ndarray, window: float) -> tuple[np.ndarray, float, float]
     """How far each pixel (h, w) stands out from the ground, which is wider than the window; the strongest of it, and
     how far ink has to."""
     size = [2 * int(min(window * max(light.shape), length - 1) / 2) + 1 for length in light.shape]
-    outside = {"size": size, "mode": "constant", "cval": -np.inf}  # dark: a digit may be cut out at its box
-    ink = light - ndimage.maximum_filter(ndimage.minimum_filter(light, **outside), **outside)
+    # Outside it is dark: a digit may be cut out at its box.
+    ink = ndimage.white_tophat(light, size, mode="constant", cval=-np.inf)
     peak = np.quantile(ink, 0.9995)
     ink -= np.median(ink[ink <= peak / 2])
     return ink, peak, max(LEAST_CONTRAST, NOISE * np.median(np.abs(ink[ink <= peak / 2])))
 
 
-def _read_ink(light: np.ndarray, ways: Sequence[tuple[float, float]]) -> tuple[list[Piece], bool]:
+def _read_ink(light: np.ndarray, levels: Sequence[float]) -> tuple[list[Piece], bool]:
     """The pieces of light ink in (h, w), cut out in one way after another until most ink reads well; and whether it
     does."""
     pieces: list[Piece] = []
     best: list[Piece] = []
-    ink_of = cache(partial(_ink_of, light))  # by its window, for all levels
-    for window, level in ways:
-        if window < WAYS[0][0] and len(best) <= FEW:
+    for window in WINDOWS:
+        if window < WINDOWS[0] and len(best) <= FEW:
             break  # smaller windows are for pages: in them the edges of a hand's shadow are strokes
-        ink, peak, least = ink_of(window)
-        if level * peak > least:
-            mask = ink > level * peak
+        ink, peak, least = _ink_of(light, window)
+        for mask in (ink > level * peak for level in levels if level * peak > least):
             pieces += _read_pieces(ink, mask)
             best = _choose(pieces, light.shape)
             if sum(piece.mask.sum() for piece in best if piece.score > POOR) > GOOD * mask.sum():
@@ -429,28 +404,33 @@ def _read_ink(light: np.ndarray, ways: Sequence[tuple[float, float]]) -> tuple[l
     return best, False
 
 
-def _read_pieces(ink: np.ndarray, mask: np.ndarray) -> list[Piece]:
-    """Cut a mask's pieces out and read them, and near ones together: strokes of one digit, grains of chalk."""
-    cut, reach = {}, 0
+def _cut_out(mask: np.ndarray) -> list[tuple[Span, np.ndarray]]:
+    """The largest patches of a mask, and near ones together, strokes of one digit or grains of chalk: where each lies,
+    and its mask within that."""
+    patches, reach = {}, 0
     for _ in range(2):
         labels, _ = ndimage.label(ndimage.maximum_filter(mask, (2 * reach + 1, reach + 1)), np.ones((3, 3)))
         labels *= mask
         for number, span in enumerate(ndimage.find_objects(labels), 1):
-            if span and max(side.stop - side.start for side in span) >= max(5, max(mask.shape) / 100):
-                cut.setdefault(str(span), (span, labels[span] == number))
-        reach = round(REACH * np.median([max(part.shape) for _, part in cut.values()])) if cut else 0
-    largest = sorted(cut.values(), key=lambda each: max(each[1].shape))[-MOST_PIECES:]
-    largest = [each for each in largest if _is_stroke(ink, *each)]
-    if not largest:
+            if span and max(mask[span].shape) >= max(5, max(mask.shape) / 100):
+                patches.setdefault(str(span), (span, labels[span] == number))
+        reach = round(REACH * np.median([max(part.shape) for _, part in patches.values()])) if patches else 0
+    return sorted(patches.values(), key=lambda each: max(each[1].shape))[-MOST_PIECES:]
+
+
+def _read_pieces(ink: np.ndarray, mask: np.ndarray) -> list[Piece]:
+    """Cut a mask's pieces out and read them; what holds two digits is none."""
+    patches = [each for each in _cut_out(mask) if _is_stroke(ink, *each)]
+    if not patches:
         return []
     with torch.inference_mode():
-        shown = torch.stack([_show(ink, *each) for each in largest])
+        shown = torch.stack([_show(ink, *each) for each in patches])
         answers = torch.cat([load_reader()(part).softmax(1) for part in shown.split(256)])[:, :NONE].numpy()
-    for (span, _), scores in zip(largest, answers, strict=True):
+    for (span, _), scores in zip(patches, answers, strict=True):
         for side, size in zip(span, mask.shape, strict=True):
             if (side.start == 0 or side.stop == size) and side.stop - side.start < CUT * size:
                 scores[1] = 0  # a finger's shadow, or the edge of a sheet
-    pieces = [Piece(*each, scores) for each, scores in zip(largest, answers, strict=True)]
+    pieces = [Piece(*each, scores) for each, scores in zip(patches, answers, strict=True)]
     starts, stops = _ends(pieces)
     holds = (starts[:, None] <= starts).all(2) & (stops[:, None] >= stops).all(2)  # (N, N): a piece, another in its box
     digits = (holds & ~np.eye(len(pieces), dtype=bool))[:, [piece.score > SURE for piece in pieces]].sum(1)
@@ -474,8 +454,7 @@ def _show(ink: np.ndarray, span: Span, part: np.ndarray) -> Tensor:
     values = (values / np.quantile(ink[span][part], 0.8)).clip(0, 1).astype(np.float32)
     size = [min(28, max(1, round(length * 20 / max(part.shape)))) for length in values.shape]
     small = F.interpolate(torch.from_numpy(values)[None, None], size, mode="bilinear", antialias=True)[0]
-    top, left = ((28 - length) // 2 for length in size)
-    return F.pad(small / small.max(), (left, 28 - size[1] - left, top, 28 - size[0] - top)).clamp(0, 1)
+    return center_crop(small / small.max(), [28, 28]).clamp(0, 1)  # which pads
 
 
 def _choose(pieces: Sequence[Piece], shape: tuple[int, int]) -> list[Piece]:
@@ -485,19 +464,11 @@ def _choose(pieces: Sequence[Piece], shape: tuple[int, int]) -> list[Piece]:
         if taken[piece.span][piece.mask].mean() < 0.1:
             taken[piece.span] |= piece.mask
             chosen.append(piece)
-    digits = [piece for piece in chosen if piece.score > SURE]
-    if not digits:
-        return chosen
-    return [each for each in chosen if each.side >= SPECK * np.median([piece.side for piece in digits])]
+    sides = [piece.side for piece in chosen if piece.score > SURE]
+    return [piece for piece in chosen if piece.side >= SPECK * np.median(sides or [0])]
 
 
 # ---------------------------------------------------------------------------------------------- command
-
-
-def _is_drawing(path: Path) -> bool:
-    """Whether a file is what an earlier call has drawn: its image lies beside it."""
-    name = path.name.removesuffix("_found.png")
-    return name != path.name and any(each.stem == name for each in path.parent.iterdir())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -510,42 +481,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="the drawing, a PNG; by default beside the image, NAME_found.png")
     options = parser.parse_intermixed_args(arguments)  # images may follow options
     mpl.use("Agg")  # no window is opened
-    forgive_output()
     say, status = partial(print, file=sys.stderr), 0
-    try:
-        skipped = [path for path in options.images if _is_drawing(path)]
-        paths = [path for path in options.images if path not in skipped]
-        drawings = [options.output or path.with_name(f"{path.stem}_found.png") for path in paths]
-        taken = [path.resolve() for path in (*paths, *drawings)]
-        if twice := [path for path in drawings if taken.count(path.resolve()) > 1]:
-            raise ValueError(f"{twice[0]}: the drawing would take the place of an image, or of another's drawing")
-        if options.output and options.output.suffix != ".png":
-            raise ValueError(f"--output: expected a name that ends in .png, found {str(options.output)!r}")
-        trained = _load(options.weights or options.task or "localization")
-        if options.task and trained.task != TASKS[options.task]:
-            raise ValueError(f"{trained.path}: holds a network for another task than {options.task}")
-    except (OSError, ValueError) as error:
-        say(f"predict.py: {error}")
-        return 2
-    for path in skipped:
-        say(f"{_name(path)}: skipped, drawn by an earlier call")
-    for path, drawing in zip(paths, drawings, strict=True):
-        name = _name(path)
+    trained = _load(options.weights or options.task or "localization")
+    if options.task and trained.task != TASKS[options.task]:
+        raise DataError(f"{trained.path}: holds a network for another task than {options.task}")
+    for path, drawing in _name_drawings(options.images, options.output, say).items():
         try:
-            image = read_image(path, say)
-            reading = _find(image, name, trained, options.threshold, say)
-            for box, class_id, score in reading.digits:
+            image, digits, _ = _find(read_image(path, say), trained, options.threshold, say)
+            for box, class_id, score in digits:
                 corners = " ".join(f"{value:.1f}" for value in box)
-                print(f"{name}: class {class_id}, score {score:.3f}, box {corners}")
-            if not reading.digits:
-                print(f"{name}: no digit")
-            plots.save_figure(_draw(image, reading.digits, reading.quarters), drawing.parent, drawing.stem)
-            say(f"{name}: drawn in {_name(drawing)}")
+                print(f"{image.name}: class {class_id}, score {score:.3f}, box {corners}")
+            if not digits:
+                print(f"{image.name}: no digit")
+            plots.save_figure(draw_digits(image, digits), drawing.parent, drawing.stem)
+            say(f"{image.name}: drawn in {_name(drawing)}")
         except (OSError, ValueError) as error:  # the other images can still be done
-            say(f"predict.py: {error}")
-            status = 2
+            say(error)
+            status = 1
     return status
 
 
+def _name_drawings(images: Sequence[Path], output: Path | None, say: Log) -> dict[Path, Path]:
+    """Where each image is drawn, but for those that an earlier call has drawn: their image lies beside them."""
+    drawings = {}
+    for path in images:
+        name = path.name.removesuffix("_found.png")
+        if name != path.name and any(each.stem == name for each in path.parent.glob("*")):
+            say(f"{_name(path)}: skipped, drawn by an earlier call")
+        else:
+            drawings[path] = output or path.parent / f"{path.stem}_found.png"
+    taken = [path.resolve() for path in (*drawings, *drawings.values())]
+    for drawing in drawings.values():
+        if taken.count(drawing.resolve()) > 1:
+            raise DataError(f"{_name(drawing)}: the drawing would take the place of an image, or of another's drawing")
+    if output and output.suffix != ".png":
+        raise DataError(f"--output: expected a name that ends in .png, found {str(output)!r}")
+    return drawings
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    guard(main)
