@@ -7,12 +7,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-import torch.nn.functional as F
 
 import data
 import training
 from data import files
-from data.labels import NO_DIGIT, task_of
+from data.labels import NO_DIGIT
 
 HOME = data.FOLDER.parent
 RESULTS = files.load_json(HOME / "figures" / "results.json")
@@ -45,11 +44,3 @@ def det_labels(*images, empty=NO_DIGIT):
 def det_outputs(*images, empty=(-5.0, 0.0, 0.0, 0.0, 0.0, 0.0)):
     """(N, 6, 2, 3), from the same."""
     return det_labels(*images, empty=empty).movedim(-1, 1)
-
-
-def perfect_outputs(labels):
-    """What a network that knows the labels would put out: logits of 20 or -20."""
-    digit = labels[..., :1] > 0
-    boxes, class_id = torch.where(digit, labels, 0.0)[..., 1:].split((4, 1), -1)
-    named = class_id if task_of(labels) == "det" else F.one_hot(class_id[:, 0].long(), 10)
-    return torch.cat((digit * 40.0 - 20, boxes, named * 40.0 - 20), -1).movedim(-1, 1)

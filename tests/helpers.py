@@ -16,6 +16,10 @@ RICH = replace(training.OWN, epochs=4, batch_size=16, seed=7)  # with all that a
 CPU = torch.device("cpu")
 
 
+def contents(folder):  # without locks
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
+
+
 class Tiny(nn.Sequential):  # a localizer that trains in no time
     def __init__(self):
         super().__init__(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(180, 15))

@@ -1,13 +1,10 @@
-"""Images: generated ones, the course's files, the sources of digits; what they must be and what is refused.
-
-Full sets generated from MNIST are as the course's are known to be, also to networks that have only ever seen those.
-"""
+"""Images: generated ones, the course's files, the sources of digits; what they must be and what is refused."""
 
 import math
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import combinations, product
 from operator import attrgetter
 from pathlib import Path
@@ -60,7 +57,6 @@ def test_generated_images_are_valid_share_no_digit_and_have_boxes_around_the_ink
         assert torch.equal(classes[split.digits[digit]], split.labels[digit][:, 5].long())
         assert len(classes[split.digits[digit]].unique()) == labels.CLASSES[task]
         lists = split.lists or [row[None][row[None, 0] == 1] for row in split.labels]
-        assert task == "loc" or labels.same_digits(labels.lists_to_grid(lists), split.labels)
         for image, digits in zip(split.images[:, 0] > 0, lists):
             boxes = digits[:, 1:5].double() * PIXELS
             edges = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), 1)
@@ -75,7 +71,8 @@ def test_generated_images_are_valid_share_no_digit_and_have_boxes_around_the_ink
                 assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
                 inside[:] = False
             assert not image.any()
-    assert task == "loc" or splits.train.labels[..., 0].sum() > 1.2 * len(splits.train)  # the course's have 1.27
+    digits = splits.train.labels[..., 0].sum() / len(splits.train)  # the course's have 10/11 and 1.27
+    assert digits == pytest.approx(10 / 11, abs=0.001) if task == "loc" else digits > 1.2
     train, val = (set(split.digits[split.digits >= 0].tolist()) for split in (splits.train, splits.val))
     assert not train & val
 
@@ -87,6 +84,16 @@ def test_digits_are_mapped_as_torchvision_maps_them():
     middle = F.pad(digits[:60, None, 2:-2, 2:-2], (18, 18, 12, 12))
     for image, expected, angle, scale, shift in zip(warped, middle, *(values.tolist() for values in drawn)):
         assert torch.equal(image, affine(expected, angle, shift, scale, shear=[0.0])[0])
+
+
+@both_tasks
+def test_noise_is_blurred_alike_along_both_axes(task):
+    """Pixels side by side correlate as Gaussian-filtered ones do, by exp(-1 / (2 sigma)^2); clipped, a bit less."""
+    expected = sum(share * math.exp(-1 / (2 * sigma) ** 2) for sigma, share in perturb.NOISE[task][2] if sigma)
+    noise = perturb.make_noise(50, task, 1.0, np.random.default_rng(3)).float()
+    for beside in (noise[:, :-1, 1:], noise[:, 1:, :-1]):
+        pairs = torch.stack((noise[:, 1:, 1:].flatten(), beside.flatten()))
+        assert torch.corrcoef(pairs)[0, 1].item() == pytest.approx(expected, abs=0.01)
 
 
 def test_pieces_of_ink_are_counted():
@@ -209,11 +216,11 @@ FORMS = {
     "NaN": lambda x, y: TensorDataset(x, torch.where(y > -1, y, torch.nan)),
     "1.4": lambda x, y: TensorDataset(x.put(x.argmax(), torch.tensor(1.4)), y),
 }
-PROTOCOLS = {"pickle_protocol": 4}, {"pickle_protocol": 5}  # beside torch.save's own, 2
+OLD_FORM = {"_use_new_zipfile_serialization": False}
 
 
 @both_tasks
-@pytest.mark.parametrize("how", [{}, {"_use_new_zipfile_serialization": False}, *PROTOCOLS], ids=str)
+@pytest.mark.parametrize("how", [{}, OLD_FORM, {"pickle_protocol": 4}, {"pickle_protocol": 5}], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_course_files_may_be_of_several_forms(task, how, form, course, content):
     """Only that pixels are clipped is said."""
@@ -238,7 +245,9 @@ def test_what_a_course_file_may_ask_for_is_known_and_cannot_run_code():
 X, Y = torch.zeros(10, 1, 48, 60), torch.tensor(labels.NO_DIGIT).repeat(10, 1)
 ONE, BOX = TensorDataset(X[:1], Y[:1]), torch.tensor((1, 0.5, 0.2, 0.2, 0.2, 1))
 FILES = LOC, DET, LISTS = "localization_val.pt", "detection_val.pt", "list_y_true_val.pt"
-SOMETHING_ELSE = [
+
+
+@pytest.mark.parametrize(("name", "stored", "message"), [
     *((name, b"<html>", "damaged, or not what torch.save writes: ") for name in FILES),
     *((name, [(0, os._exit)], rf"refused, it asks for {os.name}\._exit, which could run code") for name in FILES),
     (LOC, TensorDataset(X), "no set of images and labels: not enough values"),
@@ -251,10 +260,7 @@ SOMETHING_ELSE = [
     (LISTS, [[BOX]] * 9 + [[BOX[:5]]], "expected 10 lists of .*: "),
     (LISTS, [[BOX, BOX]] + [[BOX]] * 9, "image 0: two digits"),
     (LISTS, [[BOX]] * 9 + [[BOX * torch.nan]], "not the same digits as in detection_val.pt"),
-]
-
-
-@pytest.mark.parametrize(("name", "stored", "message"), SOMETHING_ELSE)
+])  # fmt: skip
 def test_a_course_file_that_holds_something_else_or_is_missing(name, stored, message, course):
     torch.save(stored, course / name)
     if isinstance(stored, bytes):
@@ -295,12 +301,9 @@ def test_mnist_is_read_and_a_file_cut_off_is_not_believed(tmp_path):
         head = bytes((0, 0, 8, len(shape))) + np.array(shape, dtype=">i4").tobytes()
         path.write_bytes(head + b"\7" * math.prod(shape))
     assert [(part.shape, part.max()) for part in sources.load_mnist(tmp_path)] == [(shape, 7) for shape in shapes]
-    for path in paths:
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1])
-        with pytest.raises(DataError, match=r"raw: expected MNIST's files; remove them if damaged: "):
-            sources.load_mnist(tmp_path)
-        path.write_bytes(whole)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"raw: expected MNIST's files; remove them if damaged: "):
+        sources.load_mnist(tmp_path)
 
 
 def test_without_mnist_the_next_source_is_used_soon_and_that_is_said_in_a_line(tmp_path, monkeypatch):
@@ -320,17 +323,15 @@ NEEDS_MNIST = pytest.mark.skipif(not (data.FOLDER / MNIST_FILES[0]).is_file(), r
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared" / "reference_weights"
 
 
-@pytest.fixture(scope="module")
-def full():
-    return {task: data.load(task, "mnist", log=str) for task in ("loc", "det")}
+full = cache(partial(data.load, source="mnist", log=str))
 
 
 @NEEDS_MNIST
 @both_tasks
-def test_the_training_set_is_like_the_course_s(task, full):
-    assert not [check for check in checks.compare(full[task]) if not abs(check.ours - check.course) <= check.tolerance]
+def test_the_training_set_is_like_the_course_s(task):
+    assert not [check for check in checks.compare(full(task)) if not abs(check.ours - check.course) <= check.tolerance]
     if task == "loc":
-        scores = utils.score(analysis.labels_as_outputs(full[task].test.visible), full[task].test.labels)
+        scores = utils.score(analysis.labels_as_outputs(full(task).test.visible), full(task).test.labels)
         assert scores["iou"] == pytest.approx(0.911, abs=0.004)
 
 
@@ -339,11 +340,12 @@ def test_the_training_set_is_like_the_course_s(task, full):
 @pytest.mark.parametrize(("task", "name", "published"), [
     ("det", "SkreNet_2", 0.8304), ("det", "SimpleNet_2", 0.7900), ("loc", "SimpleNet", 0.5232),
 ])  # fmt: skip
-def test_the_reference_s_networks_score_as_on_the_course_s(task, name, published, full):
+def test_the_reference_s_networks_score_as_on_the_course_s(task, name, published):
+    """Which are the only images that they have ever seen."""
     normal = (checks.COURSE[task][f"{moment} of all pixels"][0] for moment in ("mean", "standard deviation"))
     network = getattr(models, name.replace("_", ""))()
     stored = torch.load(WEIGHTS / f"{name}.pt", map_location="cpu", weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))  # named otherwise
-    outputs = utils.infer(nn.Sequential(utils.Normalize(*normal), network), full[task].val.images)
-    scores = utils.reference_means(outputs, full[task].val.labels)
+    outputs = utils.infer(nn.Sequential(utils.Normalize(*normal), network), full(task).val.images)
+    scores = utils.reference_means(outputs, full(task).val.labels)
     assert scores["reference_mean"] == pytest.approx(published, abs=0.006)

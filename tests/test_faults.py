@@ -17,7 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import NEVER, RICH, SHORT, Tiny, fit, interrupted, same_run
+from helpers import NEVER, RICH, SHORT, Tiny, contents, fit, interrupted, same_run
 
 import models
 import training
@@ -54,10 +54,6 @@ def part(sets, tmp_path):
 def finish(sets, rich, part):
     """Goes on with it, compares it with the undisturbed run, and returns its status."""
     return lambda **options: same_run(fit(sets, part.parent, settings=RICH, **options), rich).status
-
-
-def contents(folder):  # without the lock
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".lock"}
 
 
 def _train(sets, folder, pipe, prepare):
@@ -193,9 +189,7 @@ class Attack:
     ("weights.pt", {"weights": {}}, "expected what save_weights writes for Tiny, found"),
     ("histories/localization.pkl", {"Tiny": {"settings": {}}}, "holds no history of Tiny"),
 ])  # fmt: skip
-def test_a_file_of_another_shape_is_named_in_one_line_and_runs_no_code(
-    rich, part, finish, monkeypatch, capsys, name, change, message
-):
+def test_a_wrong_file_is_named_and_runs_no_code(rich, part, finish, monkeypatch, capsys, name, change, message):
     monkeypatch.chdir(part)
     training.save_weights(rich.weights, Path("weights.pt"))
     results.save_histories([rich], Path("histories/localization.pkl"))

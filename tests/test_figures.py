@@ -3,7 +3,7 @@
 import matplotlib as mpl
 import pytest
 import torch
-from cases import CELL, LOC, both_tasks, det_labels, digits, perfect_outputs
+from cases import CELL, LOC, both_tasks, det_labels, digits
 from helpers import SHORT
 from matplotlib.colors import to_rgba
 
@@ -16,7 +16,6 @@ from training.results import published_curves
 from training.runs import Run
 
 mpl.use("Agg")  # no screen
-mpl.rcParams["figure.max_open_warning"] = 0
 
 
 def line(axes, number=0):
@@ -27,7 +26,7 @@ def line(axes, number=0):
 def test_true_boxes_are_red_and_predicted_ones_blue(task):
     part = digits(task).val[:6]
     boxes = sorted(box.tolist() for each in utils.true_boxes(part.labels) for box in each["boxes"])
-    for outputs, predicted in ((perfect_outputs(part.labels), boxes), (None, [])):
+    for outputs, predicted in ((analysis.labels_as_outputs(part.labels), boxes), (None, [])):
         figure = plots.add_grid(utils.draw_boxes(part, outputs))
         assert [len(axes.lines) for axes in figure.axes if axes.images] == [3] * 6  # the borders of six cells
         patches = [patch for axes in figure.axes for patch in axes.patches]
@@ -53,15 +52,12 @@ def test_beliefs_about_edges_stand_along_the_sides_of_the_image():
     assert [y for _, y in line(beside)] == box[0, [1, 3]].tolist()
 
 
-def test_curves_of_a_run_show_the_objective_where_it_is_not_the_loss():
+def test_curves_are_of_a_run_and_its_objective_means_over_seeds_or_beside_the_published_ones():
     history = {f"{part}_{name}": [0.1, 0.4] for part in ("train", "val") for name in SCORES}
     history["train_objective"] = [0.5, 0.6]
     run = Run(models.CompactNet, "loc", SHORT, 9, history, [], {}, "trained", None)
     loss, _, iou = plots.plot_curves([run]).axes
     assert [line(loss, -1), line(iou, 1)] == [[[1, 0.5], [2, 0.6]], [[1, 0.1], [2, 0.4]]]
-
-
-def test_curves_are_the_means_over_seeds_and_stand_beside_the_published_ones():
     name, curve = "SkreNet", {"val_reference_mean": [0.5, 0.25], "val_loss": [2.0, 4.0]}
     rows = [{"network": name, "curves": curve}, {"network": name, "curves": {"val_loss": [4.0, 8.0, 1.0]}}]
     (axes,) = plots.plot_study({"a": rows}, {"val_loss": "loss"}).axes
@@ -81,8 +77,8 @@ def test_diagrams_of_networks_and_grids_say_what_is_so():
     assert texts >= {"half size\n32×24×30", "a sixteenth\n160×3×4", "weighted mean\n6×2×3"}
     for labels in (torch.tensor([LOC] * 2), det_labels({(0, 0): CELL, (1, 2): CELL})):
         split = Split(torch.zeros(len(labels), 1, 48, 60), labels)
-        visible = utils.match(perfect_outputs(labels), labels)
-        edges, sizes, *_ = plots.plot_errors(perfect_outputs(labels), split, visible).axes
+        visible = utils.match(analysis.labels_as_outputs(labels), labels)
+        edges, sizes, *_ = plots.plot_errors(analysis.labels_as_outputs(labels), split, visible).axes
         assert [0, 1] in line(edges)  # every edge is right to the pixel
         # 12 x 24 pixels have the area of a square of 17, which is in the group of 15 to 18.
         assert [line(sizes, number) for number in range(3)] == [[[16.5, pytest.approx(1)]]] * 3

@@ -5,22 +5,13 @@ import errno
 import os
 import pickle
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
+from helpers import contents
 
 from data import DataError, files
-
-PAIRS = {"tensors": (files.save_tensors, files.load_tensors), "pickle": (files.save_pickle, files.load_pickle)}
-BOTH_KINDS = pytest.mark.parametrize(("save", "load"), PAIRS.values(), ids=PAIRS)
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def refuse(*arguments):
-    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole_and_on_the_disk(tmp_path, monkeypatch):
@@ -48,6 +39,7 @@ def test_a_writer_that_fails_leaves_the_old_file(error, tmp_path):
 
 def test_a_refused_replacement_is_tried_again_for_two_seconds(tmp_path, monkeypatch):
     """As on Windows, where a virus scanner, or OneDrive, holds a file."""
+    refuse = Mock(side_effect=OSError(errno.EIO, "Input/output error"))
     answers = [os.replace, refuse, refuse, refuse]
     monkeypatch.setattr(os, "replace", lambda *paths: (answers.pop() if answers else refuse)(*paths))
     files.save_json(tmp_path / "file", {})
@@ -58,25 +50,19 @@ def test_a_refused_replacement_is_tried_again_for_two_seconds(tmp_path, monkeypa
     assert contents(tmp_path) == {"file": b"{}\n"}
 
 
-@BOTH_KINDS
-def test_a_missing_file_is_named_and_a_drive_that_is_away_is_no_damage(save, load, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["tensors", "pickle"])
+def test_damage_anywhere_is_found_or_harmless_and_a_missing_file_is_named(kind, tmp_path):
+    save, load = getattr(files, f"save_{kind}"), getattr(files, f"load_{kind}")
     with pytest.raises(DataError, match="file: no such file"):
         load(tmp_path / "file")
-    monkeypatch.setattr(files, "open", refuse, raising=False)
-    with pytest.raises(files.ReadError, match="file: cannot be read, Input/output error"):
-        load(tmp_path / "file")
-
-
-@BOTH_KINDS
-def test_damage_anywhere_is_found_or_harmless(save, load, tmp_path):
     path, value = tmp_path / "file", {"loss": [0.5, torch.inf], "best": None, "size": (1, 2), "é": "FloNet"}
-    save(path, value | ({"weights": torch.arange(6.0)} if load is files.load_tensors else {}))
+    save(path, value | ({"weights": torch.arange(6.0)} if kind == "tensors" else {}))
     whole, value = path.read_bytes(), load(path)
     for garbage in (b"", b"PK", b"<!DOCTYPE html><html>", bytes(3000), pickle.dumps(5), whole[:-9], whole[:60]):
         path.write_bytes(garbage)
         with pytest.raises(DataError, match="file: damaged, or not"):
             load(path)
-    for at in range(0, len(whole), 5) if load is files.load_tensors else ():  # a pickle has no checksum
+    for at in range(0, len(whole), 5) if kind == "tensors" else ():  # a pickle has no checksum
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
         with contextlib.suppress(DataError):  # not for an archive's padding and time stamps
             assert str(load(path)) == str(value), at

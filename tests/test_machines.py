@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -32,6 +33,7 @@ def test_a_locale_without_our_characters_is_enough():
 RUNS = "RUNS_DIR", "README.md/runs", "README.md.runs: runs cannot be kept there, .* RUNS_DIR names another folder"
 SOURCE = "DATA_SOURCE", "imagenet", "DATA_SOURCE: expected one of course, mnist, digits, found 'imagenet'"
 IMAGES = "DATA_DIR", "mistyped", "DATA_DIR: expected a folder with .*, found none of them in mistyped"
+ADDRESS = r"STUDY_DATABASE: expected an address such as ((?!secret).)* %40 %3A ((?!secret).)*Error"
 
 
 @pytest.mark.parametrize(("script", "name", "value", "said"), [
@@ -40,10 +42,14 @@ IMAGES = "DATA_DIR", "mistyped", "DATA_DIR: expected a folder with .*, found non
     ("run", *RUNS), ("study seeds", *RUNS), ("search", *RUNS),
     ("study seeds", *SOURCE), ("search", *SOURCE), ("study seeds", *IMAGES), ("search", *IMAGES),
     ("run detection", *IMAGES),  # the notebook says it, and run.py in another line where
+    ("search", "STUDY_DATABASE", "me:secret@host", ADDRESS),
+    ("search", "STUDY_DATABASE", "postgresql+psycopg://me:my@secret@host/a", ADDRESS),
 ])  # fmt: skip
 def test_a_wrong_setting_is_said_in_one_line_before_anything_runs(script, name, value, said, tmp_path, monkeypatch):
     script, *arguments = script.split()
     monkeypatch.setenv(name, value)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # as if it were not installed
     monkeypatch.setattr(study, "STUDIES", tmp_path / "studies.json")
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit, match=rf"^.*{said}(\n.* shows where, and all before)?$"):

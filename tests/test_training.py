@@ -23,6 +23,7 @@ from training.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("one_core")
 spoil = partial(call_in, step=2, function=lambda state: state.model[1][2].bias.data.fill_(math.nan))
+build = partial(loop.build, normalize=utils.Normalize())
 RECIPES = [("loc", SHORT), ("det", SHORT), ("loc", RICH), ("det", RICH)]
 
 
@@ -56,10 +57,6 @@ def test_scores_are_of_the_images_trained_on_and_of_equal_epochs_the_first_is_be
     assert fixed.load(CPU)[0].mean == utils.Normalize.fit(sets["loc"].train.images).mean  # of all images
 
 
-def build(network=Tiny, recipe=SHORT, **options):
-    return loop.build(network, recipe, utils.Normalize(), **options)
-
-
 def test_weights_and_every_epochs_order_and_moves_follow_from_the_seed(sets):
     def drawn(epoch, recipe=SHORT, **changes):
         batches = list(loop.make_batches(sets["loc"].train, replace(recipe, **changes), epoch))
@@ -74,7 +71,7 @@ def test_weights_and_every_epochs_order_and_moves_follow_from_the_seed(sets):
     moves += [sorted(drawn(1, RICH, **{name: 0})) for name in ("max_shift", "max_stretch")]
     assert all(first != second for first, second in itertools.combinations((*orders, *moves), 2))
     assert (drawn(2), sorted(drawn(2, RICH))) == (orders[2], moves[1])
-    weights = [build(recipe=replace(SHORT, seed=seed)).model.state_dict()["1.2.weight"] for seed in (7, 8, 7)]
+    weights = [build(Tiny, replace(SHORT, seed=seed)).model.state_dict()["1.2.weight"] for seed in (7, 8, 7)]
     assert [torch.equal(weights[0], each) for each in weights] == [True, False, True]
 
 
@@ -83,13 +80,13 @@ def test_networks_and_optimizers_are_what_the_settings_say(sets):
         assert [*map(type, build(models.SimpleNet, recipe).model)] == [utils.Normalize, models.SimpleNet, *last]
     network = build(models.CompactNet2, replace(RICH, width=8, center_gate=False)).model[1]
     assert (network.head.in_channels, network.center_gate, network.round_edges) == (8, False, True)
-    (group,) = build(recipe=replace(SHORT, weight_decay=0.25)).optimizer.param_groups
+    (group,) = build(Tiny, replace(SHORT, weight_decay=0.25)).optimizer.param_groups
     assert [group[name] for name in ("lr", "momentum", "weight_decay")] == [0.02, 0.9, 0.25]
     state = build(models.SimpleNet2, RICH)  # AdamW: biases and batch norm do not decay
     decay = {p.ndim > 1: group["weight_decay"] for group in state.optimizer.param_groups for p in group["params"]}
     assert decay == {True: RICH.weight_decay, False: 0.0}
     rates, hooks = [], Hooks(on_step=lambda state, step: rates.append(state.schedule.get_last_lr()[0]))
-    loop.train(build(recipe=RICH, n_train=72), sets["loc"], RICH, hooks)  # four epochs of five steps
+    loop.train(build(Tiny, RICH, n_train=72), sets["loc"], RICH, hooks)  # four epochs of five steps
     assert rates[:-1] == sorted(rates[:2]) + sorted(rates[2:-1], reverse=True)  # the last is not used
     assert (rates[2], rates[18]) == (pytest.approx(RICH.learning_rate, rel=0.01), pytest.approx(0, abs=1e-6))
     for name, value in {"optimizer": "adam", "box_loss": "iou"}.items():

@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from cases import both_tasks, det_labels, det_outputs, digits, loc_row, perfect_outputs
+from cases import both_tasks, det_labels, det_outputs, digits, loc_row
 from torchmetrics.detection import MeanAveragePrecision
 
 import models
 import utils
 from data.labels import NO_DIGIT
-from training import Settings
+from training import Settings, analysis
 from training.loop import forward_and_loss
 
 LN2, LN3, LN4, LN9 = map(math.log, (2, 3, 4, 9))
@@ -170,17 +170,21 @@ def test_map_by_hand(confidence, height, expected):
     labels = torch.tensor([(1, *FULL_BOX, 3), (1, *FULL_BOX, 3), NO_DIGIT])
     scores = list(utils.mean_average_precision(outputs, labels).values())
     assert scores == pytest.approx([*expected, expected[0]], abs=1e-6)  # the last is the class's own
-    labels[1, 5], outputs = 5, perfect_outputs(labels)
+    labels[1, 5], outputs = 5, analysis.labels_as_outputs(labels)
     outputs[1, 5 + 7] = 100.0
     scores = utils.mean_average_precision(outputs, labels)
     assert scores == pytest.approx({"map": 0.5, "map50": 0.5, "map75": 0.5, "map_class3": 1, "map_class5": 0})
+    assert {*utils.mean_average_precision(outputs, labels * 0).values()} == {0}  # torchmetrics says -1
+    labels = det_labels({(1, 2): (1, 0.5, 0.5, 0.6, 1, 1)})
+    scores = utils.mean_average_precision(analysis.labels_as_outputs(labels), labels)
+    assert scores == pytest.approx({"map": 1, "map50": 1, "map75": 1, "map_class1": 1})
 
 
 @both_tasks
 def test_map_is_that_of_torchmetrics_given_one_image_at_a_time(task):
     """Of boxes on whole pixels, where many an IoU equals one of the thresholds."""
     labels, rng = digits(task).train.labels[:40], torch.Generator().manual_seed(1)
-    outputs, plain = perfect_outputs(labels), MeanAveragePrecision(class_metrics=True)
+    outputs, plain = analysis.labels_as_outputs(labels), MeanAveragePrecision(class_metrics=True)
     without_digits = utils.mean_average_precision(outputs, torch.zeros_like(labels))
     assert {*without_digits.values()} == {0}  # of which torchmetrics says -1
     for channels, spread in ((slice(0, 1), 20), (slice(1, 5), 0.03)):
@@ -198,7 +202,7 @@ def test_the_reference_s_metric_by_hand():
     """Batches of 64 images and of one, 390 cells. Class 1 is read as 0 but from ten channels, the argmax of five."""
     zero, one = (1, *FULL_BOX, 0), (1, *FULL_BOX, 1)
     labels = det_labels({(0, 1): zero}, {(0, 0): one}, *[{}] * 38, {(1, 2): one}, *[{}] * 23, {(0, 0): zero})
-    outputs = perfect_outputs(labels)
+    outputs = analysis.labels_as_outputs(labels)
     outputs[1, 0, 0, 0], outputs[2, 0, 0, 0] = -1.0, 1.0  # missed, and a false positive
     outputs[64, 1, 0, 0] += 0.1  # IoU 1/3
     ten = torch.cat((outputs[:, :5], torch.zeros(65, 5, 2, 3)), 1)
