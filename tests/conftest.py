@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -8,10 +9,12 @@ import data
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path, monkeypatch):
-    """Runs are kept in a folder of the test's own, and nothing else that a user may have set counts."""
+    """Runs lie in a folder of the test's own, nothing else that a user may have set counts; no figure stays open."""
     monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
     for name in ("DATA_DIR", "DATA_SOURCE", "PROFILE", "STORE", "STUDY_DATABASE"):
         monkeypatch.setenv(name, "")
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")

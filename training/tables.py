@@ -226,8 +226,8 @@ def recipe_rows(task: str, study: str) -> list[Row]:
 
 
 def reproduction_rows(task: str, study: str) -> list[Row]:
-    """The reference's networks as published and trained here in its way, best validation means by the measure of its
-    notebook and over the last epochs; and by ours, unshuffled and shuffled."""
+    """The reference's networks as published and trained here in its way, best validation means by its notebook's
+    metric and over the last epochs; and by ours, unshuffled and shuffled."""
     shuffled, rows = (published_results(task) or {}).get("networks", {}), []
     for row in read_rows(task, study):
         published, curve = published_curves(row["network"])["val_mean"], row["curves"]["val_reference_mean"]
@@ -257,7 +257,7 @@ def failure_rows(task: str, study: str) -> list[Row]:
     rows = []
     for row in read_rows(task, study):
         line = {"FloNet2": row["label"], "best epoch": row["best_epoch"], **mean_scores([row])}
-        line["by the reference's measure"] = row["curves"]["val_reference_mean"][row["best_epoch"] - 1]
+        line["by the reference's metric"] = row["curves"]["val_reference_mean"][row["best_epoch"] - 1]
         rows.append({**line, "its class read over all channels": row["examined"].get("reference_mean_ten")})
     return rows
 
