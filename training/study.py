@@ -53,18 +53,22 @@ def plan_reproduction(task: str) -> list[Trial]:
 
 
 def plan_box_weight(task: str) -> list[Trial]:
-    """Localization: whether boxes are learnt late because squared errors are small: their loss times 1 and 10, at the
-    reference's rate and, since that is too much for ten times the gradient, at a fifth of it."""
+    """Whether boxes are learnt late because squared errors are small. Localization: their loss times 1 and 10, at the
+    reference's rate and, since that is too much for ten times the gradient, at a fifth of it. Detection: their loss
+    times 0.15, about what it would be in units of the image, where errors of x are a third and of y half as large."""
     trials = []
-    for network, ways, seeds in (
-        (models.FloNet, ((1, 0.05), (1, 0.01), (10, 0.01), (10, 0.05)), SEEDS[:2]),
-        (models.SkreNet, ((1, 0.05), (1, 0.01), (10, 0.01)), SEEDS[:1]),
-    ):
+    for network, ways, seeds in {
+        "loc": (
+            (models.FloNet, ((1, 0.05), (1, 0.01), (10, 0.01), (10, 0.05)), SEEDS[:2]),
+            (models.SkreNet, ((1, 0.05), (1, 0.01), (10, 0.01)), SEEDS[:1]),
+        ),
+        "det": ((models.SkreNet2, ((1, 0.05), (0.15, 0.05)), SEEDS[:1]),),
+    }[task]:
         for weight, rate in ways:
             recipe = replace(REFERENCE, box_weight=float(weight), learning_rate=rate)
             name = f"{network.__name__}_{weight}_{rate}", f"{network.__name__}, box loss ×{weight}, rate {rate}"
             trials.append(Trial(*name, network, recipe, seeds))
-    return trials if task == "loc" else []
+    return trials
 
 
 def plan_learning_rate(task: str) -> list[Trial]:
@@ -72,7 +76,7 @@ def plan_learning_rate(task: str) -> list[Trial]:
     trials = []
     for rate, order, precision, seeds in (
         (0.05, "shuffled", "float32", SEEDS), (0.05, "unshuffled", "float32", SEEDS),
-        (0.05, "shuffled", "bfloat16", SEEDS[:1]), (0.02, "shuffled", "float32", SEEDS[:1]),
+        (0.05, "shuffled", "bfloat16", SEEDS), (0.02, "shuffled", "float32", SEEDS[:1]),
         (0.01, "shuffled", "float32", SEEDS[:1]),
     ):  # fmt: skip
         recipe = replace(REFERENCE, learning_rate=rate, shuffle=order == "shuffled")
