@@ -169,7 +169,7 @@ def score_rows(task: str, study: str) -> list[Row]:
         epochs = [
             f"{row['epochs']}{', then it diverged' * (row['epochs'] < row['settings']['epochs'])}" for row in mine
         ]
-        row = {"run": mine[0]["label"], "seeds": len(mine), "epochs": " or ".join(dict.fromkeys(epochs))}
+        row = {"run": mine[0]["label"], "seeds": len(mine), "epochs": "; ".join(dict.fromkeys(epochs))}
         row |= mean_scores(mine)
         rows.append({**row, "mean, last ten epochs": statistics.mean(map(last_mean, mine))})
     return rows
