@@ -24,6 +24,7 @@ from data.labels import COLUMNS, HEIGHT, ROWS, WIDTH
 from training import analysis
 from training.results import published_curves
 from training.runs import Run
+from training.tables import mean_curve
 from utils import Matches
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -216,9 +217,8 @@ def plot_study(rows: dict[str, Sequence[dict[str, Any]]], panels: dict[str, str]
     figure, axes = plt.subplots(1, len(panels), figsize=(utils.PLOT_WIDTH, 4.2), squeeze=False)
     for axis, (name, title) in zip(axes[0], panels.items(), strict=True):
         for label, mine in rows.items():
-            length = min(len(row["curves"][name]) for row in mine)
-            mean = np.mean([row["curves"][name][:length] for row in mine], axis=0)
-            axis.plot(range(1, length + 1), mean, marker="", label=label)
+            mean = mean_curve(mine, name)
+            axis.plot(range(1, len(mean) + 1), mean, marker="", label=label)
         axis.set(title=title, xlabel="epoch", yscale="log" if "loss" in name else "linear")
     below(figure, axes[0, 0], 2)
     return figure

@@ -162,6 +162,11 @@ def last_mean(row: Row, end: int | None = None) -> float:
     return statistics.mean(row["curves"]["val_mean"][:end][-LAST:])
 
 
+def mean_curve(rows: Sequence[Row], name: str) -> list[float]:
+    """A column of the rows' "curves", epoch by epoch its mean over them, as far as all of them go."""
+    return [statistics.mean(values) for values in zip(*(row["curves"][name] for row in rows))]
+
+
 def score_rows(task: str, study: str) -> list[Row]:
     """Scores in the best epoch, means over the seeds, and what is left of the mean over the last ten epochs."""
     rows = []
