@@ -138,9 +138,12 @@ def plan_ingredients(task: str) -> list[Trial]:
 
 
 def plan_full_length(task: str) -> list[Trial]:
-    """At full length: the ingredients that bring most, left out once more, and the best trials of the search."""
+    """At full length: what brings most, left out once more, wider shifts, and the best trials of the search."""
     trials = [trial for trial in plan_ingredients(task) if trial.id in DECISIVE]
     trials = [each._replace(settings=replace(each.settings, epochs=OWN.epochs), n_train=None) for each in trials]
+    if task == "loc":  # whose errors are in naming digits: more places to see each in
+        label = f"shifts of up to 16 pixels for {OWN.max_shift}"
+        trials.append(Trial("shift_16", label, models.CompactNet, replace(OWN, max_shift=16)))
     for number, trial in enumerate(best_trials(published_search(task)), 1):
         id, settings = f"search_{number}", replace(OWN, **trial["params"])
         seeds = SEEDS if (task, id) in AHEAD else SEEDS[:1]
